@@ -313,6 +313,7 @@ class Window:
 
     `tensors` and `drifts` belong to the newest snapshot only (empty when it failed). `now` is given, never read from
     a clock. `reason` says why the rules are asked: "snapshot" (a new one was stored) or "tick" (time has passed).
+    `active` is False once the run is known to have ended, so that rules about time stay quiet.
     """
 
     run: str
@@ -321,6 +322,7 @@ class Window:
     drifts: tuple[TensorDrift, ...]
     now: float
     reason: str = "snapshot"
+    active: bool = True
 
     @property
     def newest(self) -> StoredSnapshot | None:
