@@ -1,0 +1,51 @@
+"""What a worker may be asked to do: plain functions from JSON to JSON, importable without numba.
+
+An executor that pickles functions (dask) and our own pool, which sends a name, both run them. Each imports what it
+needs when it is called, because the daemon imports this module to name the tasks and must not hold a compiler.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from monitor.measure.options import MeasureOptions
+from monitor.measure.throttle import Throttle
+
+TASKS: Mapping[str, str] = {
+    "ping": "monitor.measure.tasks:ping",
+    "measure": "monitor.measure.tasks:measure",
+}
+
+
+def ping(payload: dict[str, Any]) -> dict[str, Any]:
+    """Return the payload and the number of the process that answers."""
+    return {"echo": payload, "pid": os.getpid()}
+
+
+def measure(payload: dict[str, Any]) -> dict[str, Any]:
+    """Measure one checkpoint file.
+
+    `payload`: {"path": str, "options": {MeasureOptions' fields}, "reference_path": str | null, "bytes_per_second":
+    int | null}; all but "path" may be left out. Returns the JSON of a Measured (see monitor.measure.codec). Raises
+    ReadError when the file cannot be read, ValueError for a key that is not known.
+    """
+    # Deferred: these bring in the compiled kernels, which only a worker may hold.
+    from monitor.measure.codec import measured_to_json  # noqa: PLC0415
+    from monitor.measure.snapshot import measure_path  # noqa: PLC0415
+
+    unknown = set(payload) - {"path", "options", "reference_path", "bytes_per_second"}
+    if unknown:
+        raise ValueError(f"measure knows no {', '.join(sorted(unknown))}")
+    options = dict(payload.get("options") or {})
+    if "quantiles" in options:
+        options["quantiles"] = tuple(options["quantiles"])
+    bytes_per_second = payload.get("bytes_per_second")
+    measured = measure_path(
+        payload["path"],
+        MeasureOptions(**options),
+        on_read=Throttle(bytes_per_second) if bytes_per_second else None,
+        reference_path=payload.get("reference_path"),
+    )
+    return measured_to_json(measured)
