@@ -1,0 +1,282 @@
+"""What may be changed, as functions of a session.
+
+The caller owns the transaction (`Database.write`), so that a snapshot, its findings, alert transitions and outbox rows
+become true together or not at all. Nothing here commits, judges or sends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, cast
+
+from sqlalchemy import CursorResult, Executable, Table, delete, insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from storage import rows
+from storage.models import (
+    AlertRow,
+    DistributionRow,
+    DriftRow,
+    FindingRow,
+    MetaRow,
+    OutboxRow,
+    RunRow,
+    ScalarsRow,
+    SketchRow,
+    SnapshotRow,
+    StatisticsRow,
+    TensorRow,
+    table,
+)
+from storage.records import Alert, Finding, Snapshot, TensorKind, TensorSummary
+
+ERROR_CHARACTERS_MAX: Final = 500
+UNKNOWN_STEP: Final = -1
+_BATCH_ROWS: Final = 500  # below the number of variables that an old SQLite allows in one statement
+
+
+def add_snapshot(session: Session, snapshot: Snapshot) -> int | None:
+    """Store a snapshot with its tensors, drifts and scalars; return its number, None when it is already known.
+
+    The key is (run, path, signature), so doing the work twice stores it once. A run that is not known yet is created,
+    active, its root taken from the checkpoint.
+    """
+    checkpoint = snapshot.checkpoint
+    run_id = _touch(session, checkpoint.run, checkpoint.root, snapshot.measured_at)
+    key = (
+        SnapshotRow.run_id == run_id,
+        SnapshotRow.path == checkpoint.path,
+        SnapshotRow.signature == checkpoint.signature,
+    )
+    row = rows.snapshot_row(snapshot, run_id=run_id, sort_step=_sort_step(session, snapshot, run_id))
+    if _execute(session, upsert(session, table(SnapshotRow)).values(row).on_conflict_do_nothing()) == 0:
+        return None
+    snapshot_id = session.execute(select(SnapshotRow.id).where(*key)).scalar_one()
+    session.execute(
+        update(RunRow).where(RunRow.id == run_id, RunRow.attempt < snapshot.attempt).values(attempt=snapshot.attempt)
+    )
+    scalars = rows.encode_numbers(dict(list(snapshot.scalars.items())[: rows.SCALARS_MAX]))
+    if scalars is not None:
+        session.execute(insert(table(ScalarsRow)), [{"snapshot_id": snapshot_id, "scalars": scalars}])
+    _add_tensors(session, snapshot, run_id, snapshot_id)
+    return snapshot_id
+
+
+def save_findings(session: Session, snapshot_id: int, findings: Iterable[Finding]) -> None:
+    """Store what the rules found in a snapshot; a finding of the same rule and identity is replaced."""
+    for finding in findings:
+        row = rows.finding_row(finding, snapshot_id=snapshot_id)
+        _save(session, table(FindingRow), row, ("snapshot_id", "rule", "identity"))
+
+
+def save_alert(session: Session, alert: Alert) -> None:
+    """Store an alert as it is now; the same (fingerprint, episode) is replaced."""
+    row = rows.alert_row(alert, run_id=_touch(session, alert.run, None, alert.last_seen_at))
+    _save(session, table(AlertRow), row, ("fingerprint", "episode"))
+
+
+def enqueue(  # noqa: PLR0913 (one message has this many facts)
+    session: Session,
+    *,
+    notifier: str,
+    reason: str,
+    alert: Alert,
+    deduplication_key: str,
+    last_good_step: int | None,
+    last_good_path: str | None,
+    now: float,
+    due_at: float,
+) -> bool:
+    """Put a message for one notifier into the outbox; return False when this (notifier, deduplication_key) exists."""
+    row = {
+        "notifier": notifier,
+        "deduplication_key": deduplication_key,
+        "reason": reason,
+        "fingerprint": alert.fingerprint,
+        "episode": alert.episode,
+        "alert": rows.encode_alert(alert),
+        "state": "pending",
+        "last_good_step": rows.optional_integer(last_good_step),
+        "last_good_path": last_good_path,
+        "created_at": now,
+        "due_at": due_at,
+        "sent_at": None,
+        "n_attempts": 0,
+        "last_error": None,
+    }
+    return _execute(session, upsert(session, table(OutboxRow)).values(row).on_conflict_do_nothing()) > 0
+
+
+def mark_sent(session: Session, notification_id: int, now: float) -> None:
+    """Record that a message was delivered; without effect when it is no longer pending."""
+    session.execute(
+        update(OutboxRow)
+        .where(OutboxRow.id == notification_id, OutboxRow.state == "pending")
+        .values(state="sent", sent_at=now, n_attempts=OutboxRow.n_attempts + 1, last_error=None)
+    )
+
+
+def mark_failed(session: Session, notification_id: int, *, error: str, due_at: float, dead: bool) -> None:
+    """Record a failed try: due again at `due_at`, or given up for good when `dead`.
+
+    `error` is cut to 500 characters. Without effect when the message is no longer pending.
+    """
+    session.execute(
+        update(OutboxRow)
+        .where(OutboxRow.id == notification_id, OutboxRow.state == "pending")
+        .values(
+            state="dead" if dead else "pending",
+            due_at=due_at,
+            n_attempts=OutboxRow.n_attempts + 1,
+            last_error=error[:ERROR_CHARACTERS_MAX],
+        )
+    )
+
+
+def set_run_active(session: Session, run: str, active: bool) -> None:
+    """Record whether a run is still going on; without effect for an unknown run."""
+    session.execute(update(RunRow).where(RunRow.name == run).values(active=active))
+
+
+def touch_run(session: Session, run: str, root: str, now: float) -> None:
+    """Record that a run was seen in a root; create it, active and without snapshots, when it is new."""
+    _touch(session, run, root, now)
+
+
+def set_meta(session: Session, key: str, value: str | None) -> None:
+    """Store one small fact under a key of at most 100 characters; None removes it."""
+    if value is None:
+        session.execute(delete(MetaRow).where(MetaRow.key == key))
+    else:
+        _save(session, table(MetaRow), {"key": key, "value": value}, ("key",))
+
+
+def thin_sketches(session: Session, run: str, *, n_snapshots_kept: int) -> int:
+    """Delete the sketches of all but the newest snapshots of a run; return how many were deleted.
+
+    Statistics stay; drift to the older snapshots can no longer be estimated.
+    """
+    run_id = select(RunRow.id).where(RunRow.name == run).scalar_subquery()
+    kept = (
+        select(SnapshotRow.id)
+        .where(SnapshotRow.run_id == run_id)
+        .order_by(SnapshotRow.attempt.desc(), SnapshotRow.sort_step.desc(), SnapshotRow.id.desc())
+        .limit(n_snapshots_kept)
+    )
+    older = select(SnapshotRow.id).where(SnapshotRow.run_id == run_id, SnapshotRow.id.not_in(kept))
+    return _execute(session, delete(table(SketchRow)).where(table(SketchRow).c.snapshot_id.in_(older)))
+
+
+def upsert(session: Session, target: Table) -> sqlite.Insert | postgresql.Insert:
+    """Return an INSERT of the session's dialect that can say what happens when the row is already there."""
+    if session.get_bind().dialect.name == "postgresql":
+        return postgresql.insert(target)
+    return sqlite.insert(target)
+
+
+def _execute(session: Session, statement: Executable) -> int:
+    """Execute a statement and return how many rows it added, changed or deleted."""
+    return cast("CursorResult[Any]", session.execute(statement)).rowcount
+
+
+def _save(session: Session, target: Table, row: rows.Row, key: Sequence[str]) -> None:
+    statement = upsert(session, target).values(row)
+    changed = {name: statement.excluded[name] for name in row if name not in key}
+    session.execute(statement.on_conflict_do_update(index_elements=list(key), set_=changed))
+
+
+def _touch(session: Session, run: str, root: str | None, now: float) -> int:
+    known = session.execute(select(RunRow.id, RunRow.root).where(RunRow.name == run)).one_or_none()
+    if known is None:
+        row = {"name": run, "root": root or "", "attempt": 1, "active": True, "created_at": now, "seen_at": now}
+        session.execute(upsert(session, table(RunRow)).values(row).on_conflict_do_nothing())
+        return session.execute(select(RunRow.id).where(RunRow.name == run)).scalar_one()
+    session.execute(
+        update(RunRow).where(RunRow.id == known.id).values(root=known.root if root is None else root, seen_at=now)
+    )
+    return int(known.id)
+
+
+def _sort_step(session: Session, snapshot: Snapshot, run_id: int) -> int:
+    step = snapshot.checkpoint.step
+    if step is not None:
+        return rows.integer(step)
+    before = session.execute(
+        select(SnapshotRow.sort_step)
+        .where(SnapshotRow.run_id == run_id, SnapshotRow.attempt == snapshot.attempt)
+        .order_by(SnapshotRow.sort_step.desc())
+        .limit(1)
+    ).scalar()
+    return UNKNOWN_STEP if before is None else before
+
+
+def _add_tensors(session: Session, snapshot: Snapshot, run_id: int, snapshot_id: int) -> None:
+    tensors = [rows.tensor_row(summary, run_id=run_id) for summary in snapshot.tensors]
+    names = {summary.name for summary in snapshot.tensors}
+    strangers = [rows.tensor_row(_stranger(d.name), run_id=run_id) for d in snapshot.drifts if d.name not in names]
+    ids = _intern(session, run_id, tensors + strangers)
+    by_name = {row["name"]: ids[row["digest"]] for row in strangers + tensors}
+    statistics = [
+        rows.statistics_row(summary, snapshot_id=snapshot_id, tensor_id=ids[row["digest"]])
+        for summary, row in zip(snapshot.tensors, tensors, strict=True)
+    ]
+    distributions = [rows.distribution_row(summary, snapshot_id=snapshot_id) for summary in snapshot.tensors]
+    sketches = [rows.sketch_row(summary, snapshot_id=snapshot_id) for summary in snapshot.tensors]
+    drifts = [
+        rows.drift_row(drift, snapshot_id=snapshot_id, position=position, tensor_id=by_name[drift.name])
+        for position, drift in enumerate(snapshot.drifts)
+    ]
+    for model, found in (
+        (StatisticsRow, statistics),
+        (DistributionRow, distributions),
+        (SketchRow, sketches),
+        (DriftRow, drifts),
+    ):
+        present = [row for row in found if row is not None]
+        if present:
+            session.execute(insert(table(model)), present)
+
+
+def _stranger(name: str) -> TensorSummary:
+    """Return a place in the dictionary for a drift whose tensor the snapshot does not list."""
+    return TensorSummary(
+        name=name,
+        kind=TensorKind.OTHER,
+        dtype="",
+        shape=(),
+        position=0,
+        n_elements=0,
+        n_nan=0,
+        n_posinf=0,
+        n_neginf=0,
+        n_zero=0,
+        min=None,
+        max=None,
+        mean=None,
+        std=None,
+        norm_l1=None,
+        norm_l2=None,
+        abs_max=None,
+    )
+
+
+def _intern(session: Session, run_id: int, wanted: Sequence[rows.Row]) -> dict[str, int]:
+    """Return the dictionary's number for each digest, after adding those that are new."""
+    digests = list(dict.fromkeys(row["digest"] for row in wanted))
+    ids = _numbers(session, run_id, digests)
+    new = {row["digest"]: row for row in wanted if row["digest"] not in ids}
+    if new:
+        statement = upsert(session, table(TensorRow)).on_conflict_do_nothing()
+        session.execute(statement, list(new.values()))
+        ids.update(_numbers(session, run_id, list(new)))
+    return ids
+
+
+def _numbers(session: Session, run_id: int, digests: Sequence[str]) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for start in range(0, len(digests), _BATCH_ROWS):
+        part = digests[start : start + _BATCH_ROWS]
+        statement = select(TensorRow.digest, TensorRow.id).where(TensorRow.run_id == run_id, TensorRow.digest.in_(part))
+        found.update((digest, number) for digest, number in session.execute(statement))
+    return found
