@@ -1,0 +1,79 @@
+"""Mean squared gradients per parameter, inferred from the statistics of a saved Adam state; pure.
+
+Checkpoints hold no gradients. Adam's second moment is a weighted mean of the squared gradient over about 1/(1-beta2)
+steps, and its mean over a tensor is known from the tensor's statistics: no value is read again. Where the state
+cannot be matched to the parameters without guessing, nothing is returned.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+
+from storage.records import TensorKind, TensorSummary
+
+_SECOND_MOMENT = re.compile(r"optimizer\.state\.(\d{1,9})\.exp_avg_sq")
+
+
+def mean_squared_gradients(tensors: Sequence[TensorSummary], scalars: Mapping[str, float]) -> dict[str, float]:
+    """Map parameter names to the mean over elements of their bias-corrected second moment.
+
+    PyTorch numbers the state by position in the optimizer, not by name. The numbers are matched with the parameters
+    by their sequence of shapes: in the order of the model, or matrices before vectors, as trainers arrange them that
+    exempt vectors from weight decay. Empty when neither sequence fits exactly, or when beta2 is unknown.
+    Formula: Kingma and Ba 2015, algorithm 1: v_hat = v / (1 - beta2^t).
+    """
+    moments = _second_moments(tensors)
+    parameters = [t for t in tensors if t.kind is TensorKind.PARAMETER and t.tied_to is None]
+    if not moments or len(moments) != len(parameters):
+        return {}
+    vectors_last = sorted(parameters, key=lambda t: len(t.shape) < 2)
+    for candidate in (parameters, vectors_last):
+        if all(p.shape == m.shape for p, (_, m) in zip(candidate, moments, strict=True)):
+            return _corrected(candidate, moments, {t.name: t for t in tensors}, scalars)
+    return {}
+
+
+def _second_moments(tensors: Sequence[TensorSummary]) -> list[tuple[int, TensorSummary]]:
+    found = [
+        (int(match[1]), tensor)
+        for tensor in tensors
+        if tensor.kind is TensorKind.OPTIMIZER and (match := _SECOND_MOMENT.fullmatch(tensor.name))
+    ]
+    return sorted(found, key=lambda pair: pair[0])
+
+
+def _corrected(
+    parameters: Sequence[TensorSummary],
+    moments: Sequence[tuple[int, TensorSummary]],
+    by_name: Mapping[str, TensorSummary],
+    scalars: Mapping[str, float],
+) -> dict[str, float]:
+    beta2_of = _beta2_by_index(scalars)
+    result: dict[str, float] = {}
+    for parameter, (index, moment) in zip(parameters, moments, strict=True):
+        step_name = f"optimizer.state.{index}.step"
+        step_tensor = by_name.get(step_name)
+        step = step_tensor.mean if step_tensor is not None else scalars.get(step_name)
+        beta2 = beta2_of(index)
+        if beta2 is None or step is None or step < 1 or moment.mean is None or moment.mean < 0 or moment.n_nonfinite:
+            continue
+        value = moment.mean / -math.expm1(step * math.log(beta2))
+        if math.isfinite(value):
+            result[parameter.name] = value
+    return result
+
+
+def _beta2_by_index(scalars: Mapping[str, float]) -> Callable[[int], float | None]:
+    """Return a function from a state number to the beta2 of the parameter group it lies in."""
+    ends: list[tuple[float, float | None]] = []
+    end = 0.0
+    for group in range(len(scalars)):
+        length = scalars.get(f"optimizer.param_groups.{group}.params.length")
+        if length is None:
+            break
+        end += length
+        beta2 = scalars.get(f"optimizer.param_groups.{group}.betas.1")
+        ends.append((end, beta2 if beta2 is not None and 0 < beta2 < 1 else None))
+    return lambda index: next((beta2 for end, beta2 in ends if index < end), None)

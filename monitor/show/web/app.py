@@ -1,0 +1,205 @@
+"""The HTTP application: one small table of routes over views, metrics and documents; reads only.
+
+Handlers are plain functions, run in a thread pool, so that a slow database never stops `/livez`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder, gzip_accepted
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from monitor.show.documents import alerts_document, history_document, runs_document
+from monitor.show.views import AlertQuery, RunView, SourceError, Sources
+from monitor.show.visible_text import visible
+from monitor.show.web.guard import Guard, WebSettings
+from monitor.show.web.pages import ALERTS_SHOWN_MAX, SNAPSHOTS_SHOWN_MAX, Asset, Pages, load_assets
+from storage.records import AlertState
+
+ROWS_MAX = 500
+GZIP_BYTES_MIN = 1024
+_GZIP_LEVEL = 1  # a scrape should be quick; level 9 costs five times as much for a tenth less
+
+
+def create_app(
+    settings: WebSettings,
+    sources: Sources,
+    registry: CollectorRegistry,
+    readiness: Callable[[], str | None],
+    clock: Callable[[], float],
+) -> ASGIApp:
+    """Return the application; `readiness` says why the daemon cannot do its work yet, None when it can.
+
+    Routes: `/`, `/runs/{run}`, `/metrics`, `/livez`, `/readyz`, `/api/v1/runs`, `/api/v1/runs/{run}/history`,
+    `/api/v1/alerts`. A database that cannot answer gives 503 with the reason; `/metrics` goes on without runs.
+    """
+    assets = load_assets()
+    handlers = _Handlers(
+        sources,
+        Pages(assets, settings.refresh_seconds),
+        registry,
+        readiness,
+        clock,
+        shows_reason=not settings.is_protected,  # the probes are open to all
+    )
+    routes = [
+        Route("/", handlers.overview),
+        Route("/runs/{run:path}", handlers.run),
+        Route("/metrics", handlers.metrics),
+        Route("/livez", _livez),
+        Route("/readyz", handlers.readyz),
+        Route("/api/v1/runs", handlers.api_runs),
+        Route("/api/v1/runs/{run:path}/history", handlers.api_history),
+        Route("/api/v1/alerts", handlers.api_alerts),
+        *(Route(asset.url, _asset_handler(asset)) for asset in assets.values()),
+    ]
+    app = Starlette(
+        routes=routes,
+        exception_handlers={
+            HTTPException: handlers.http_error,
+            SourceError: handlers.source_error,
+            Exception: handlers.unexpected_error,
+        },
+    )
+    app.router.redirect_slashes = False
+    return Guard(app, settings)
+
+
+async def _livez(_request: Request) -> Response:
+    return PlainTextResponse("ok\n")
+
+
+def _asset_handler(asset: Asset) -> Callable[[Request], Response]:
+    def handler(_request: Request) -> Response:
+        return Response(
+            asset.content, media_type=asset.media_type, headers={"Cache-Control": "public, max-age=31536000, immutable"}
+        )
+
+    return handler
+
+
+class _Handlers:
+    def __init__(
+        self,
+        sources: Sources,
+        pages: Pages,
+        registry: CollectorRegistry,
+        readiness: Callable[[], str | None],
+        clock: Callable[[], float],
+        *,
+        shows_reason: bool,
+    ) -> None:
+        self._sources = sources
+        self._pages = pages
+        self._registry = registry
+        self._readiness = readiness
+        self._shows_reason = shows_reason
+        self._clock = clock
+
+    def overview(self, _request: Request) -> Response:
+        return HTMLResponse(self._pages.overview(self._sources.views(), self._clock()))
+
+    def run(self, request: Request) -> Response:
+        view = _view_of(self._sources.views(), request.path_params["run"])
+        snapshots = self._sources.history(view.run.run, SNAPSHOTS_SHOWN_MAX) or ()
+        alerts = self._sources.alerts(AlertQuery(run=view.run.run, limit=ALERTS_SHOWN_MAX))
+        return HTMLResponse(self._pages.run(view, snapshots, alerts, self._clock()))
+
+    def metrics(self, request: Request) -> Response:
+        encoder, content_type = choose_encoder(request.headers.get("accept", ""))
+        names = request.query_params.getlist("name[]")
+        source: Any = self._registry.restricted_registry(names) if names else self._registry
+        body = encoder(source)
+        headers = {"Content-Type": content_type, "Vary": "Accept, Accept-Encoding"}
+        if len(body) >= GZIP_BYTES_MIN and gzip_accepted(request.headers.get("accept-encoding", "")):
+            body = gzip.compress(body, compresslevel=_GZIP_LEVEL)
+            headers["Content-Encoding"] = "gzip"
+        return Response(body, headers=headers)
+
+    def readyz(self, _request: Request) -> Response:
+        reason = self._readiness()
+        if reason is None:
+            return PlainTextResponse("ready\n")
+        text = f"not ready: {visible(reason)}\n" if self._shows_reason else "not ready\n"
+        return PlainTextResponse(text, status_code=503)
+
+    def api_runs(self, _request: Request) -> Response:
+        return _json(runs_document(self._sources.views()))
+
+    def api_history(self, request: Request) -> Response:
+        run = request.path_params["run"]
+        snapshots = self._sources.history(run, _limit(request))
+        if snapshots is None:
+            raise HTTPException(404, "no such run; /api/v1/runs lists them")
+        return _json(history_document(run, snapshots))
+
+    def api_alerts(self, request: Request) -> Response:
+        state = request.query_params.get("state")
+        if state is not None and state not in {known.value for known in AlertState}:
+            raise HTTPException(400, f"state: one of {', '.join(known.value for known in AlertState)}")
+        query = AlertQuery(
+            run=request.query_params.get("run"), state=state, since=_since(request), limit=_limit(request)
+        )
+        return _json(alerts_document(self._sources.alerts(query)))
+
+    def http_error(self, request: Request, error: Exception) -> Response:
+        status, reason = (error.status_code, error.detail) if isinstance(error, HTTPException) else (500, "")
+        return self._error(request, status, "Not found" if status == 404 else "Not possible", reason)
+
+    def source_error(self, request: Request, error: Exception) -> Response:
+        return self._error(request, 503, "The database does not answer", str(error))
+
+    def unexpected_error(self, request: Request, _error: Exception) -> Response:
+        return self._error(request, 500, "Something went wrong here", "the daemon's log has the details")
+
+    def _error(self, request: Request, status: int, title: str, reason: str) -> Response:
+        path = request.url.path
+        if path.startswith("/api/"):
+            return _json({"error": reason or title}, status)
+        if path == "/" or path.startswith("/runs/"):
+            return HTMLResponse(self._pages.message(title, reason), status_code=status)
+        return PlainTextResponse(f"{reason or title}\n", status_code=status)
+
+
+def _view_of(views: Sequence[RunView], run: str) -> RunView:
+    for view in views:
+        if view.run.run == run:
+            return view
+    raise HTTPException(404, "There is no run of this name.")
+
+
+def _limit(request: Request) -> int:
+    text = request.query_params.get("limit", str(ROWS_MAX))
+    if not (text.isascii() and text.isdecimal() and len(text) <= 6 and 1 <= int(text) <= ROWS_MAX):
+        raise HTTPException(400, f"limit: a whole number from 1 to {ROWS_MAX}")
+    return int(text)
+
+
+def _since(request: Request) -> float | None:
+    text = request.query_params.get("since")
+    if text is None:
+        return None
+    try:
+        since = float(text)
+    except ValueError:
+        since = math.nan
+    if not math.isfinite(since):
+        raise HTTPException(400, "since: Unix seconds")
+    return since
+
+
+def _json(document: object, status: int = 200) -> Response:
+    """Return JSON in ASCII, which any text survives, and without NaN, which is not JSON."""
+    body = json.dumps(document, allow_nan=False, ensure_ascii=True, separators=(",", ":")) + "\n"
+    return Response(body, status_code=status, media_type="application/json")
