@@ -43,7 +43,6 @@ DEFAULT_EXCLUDES: tuple[str, ...] = (
     "lost+found/",
     "wandb/",
     "mlruns/",
-    "runs.db*",
 )
 
 # Dot names that are part of a checkpoint, not a temporary file of somebody's.
