@@ -1,0 +1,153 @@
+"""Which formats there are, which one a file is in, and the one way to open a checkpoint.
+
+Detection goes by content first and by name second. A reader's module is imported when a file of its format is met.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.metadata import entry_points
+
+from monitor.read.bounded_file import BoundedFile, open_bounded
+from monitor.read.naming import printable
+from monitor.read.reader import (
+    SNIFF_BYTES_MAX,
+    CorruptError,
+    IncompleteError,
+    LimitError,
+    OpenCheckpoint,
+    Reader,
+    ReadLimits,
+    UnsupportedError,
+)
+
+READERS = {
+    "safetensors": "monitor.read.formats.safetensors:SafetensorsReader",
+    "torch_zip": "monitor.read.formats.torch_zip:TorchZipReader",
+}
+ENTRY_POINT_GROUP = "ckptwatch.readers"
+
+_LOG = logging.getLogger(__name__)
+
+# What else a file may turn out to be; the message says what it looks like.
+_LOOKALIKES = (
+    (b"version https://git-lfs", "a git-lfs pointer, not the file itself; run `git lfs pull`"),
+    (b"<!doctype html", "an HTML page, perhaps the error page of a download"),
+    (b"<html", "an HTML page, perhaps the error page of a download"),
+    (b"<?xml", "an XML document"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive; unpack it"),
+    (b"\x1f\x8b", "a gzip file; unpack it"),
+    (b"BZh", "a bzip2 file; unpack it"),
+    (b"\xfd7zXZ\0", "an xz file; unpack it"),
+    (b"\x28\xb5\x2f\xfd", "a zstandard file; unpack it"),
+    (b"Rar!\x1a\x07", "a RAR archive; unpack it"),
+    (b"\x7fELF", "a program"),
+    (b"%PDF-", "a PDF document"),
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file, which this version does not read"),
+    (b"GGUF", "a GGUF file, which this version does not read"),
+    (
+        b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.",
+        "a PyTorch file of before version 1.6, which this version does not read",
+    ),
+    (b"\x80\x02", "a bare pickle, which this version does not read"),
+    (b"\x80\x03", "a bare pickle, which this version does not read"),
+    (b"\x80\x04", "a bare pickle, which this version does not read"),
+    (b"\x80\x05", "a bare pickle, which this version does not read"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedPath:
+    """A checkpoint that is open: its format's name, its tensors, and the file under it."""
+
+    format: str
+    checkpoint: OpenCheckpoint
+    file: BoundedFile
+
+
+@cache
+def reader_class(name: str) -> type[Reader]:
+    """Import the built-in reader of this name; raise KeyError for an unknown one."""
+    module_name, _, class_name = READERS[name].partition(":")
+    found: type[Reader] = getattr(import_module(module_name), class_name)
+    return found
+
+
+@cache
+def plugin_readers() -> tuple[type[Reader], ...]:
+    """Import the readers that other distributions offer; one that cannot be imported is logged and left out."""
+    found: list[type[Reader]] = []
+    for entry_point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda e: e.name):
+        if entry_point.name in READERS:
+            _LOG.warning("reader %r of another distribution is ignored: the name is taken", entry_point.name)
+            continue
+        try:
+            found.append(entry_point.load())
+        except (ImportError, AttributeError) as error:
+            _LOG.warning("reader %r cannot be imported and is left out: %s", entry_point.name, error)
+    return tuple(found)
+
+
+def detect(head: bytes, path: str) -> Reader:
+    """Return the reader for a file that begins with `head` (at most SNIFF_BYTES_MAX bytes).
+
+    Raises IncompleteError for an empty or all-zero file and UnsupportedError, which says what the file looks like.
+    A file that only has the name of a format is given to that format's reader, whose error says what is wrong.
+    """
+    if not head:
+        raise IncompleteError("the file is empty")
+    built_in = [reader_class(name) for name in READERS]
+    for reader in built_in:
+        if reader.sniff(head, path):
+            return reader()
+    for reader in plugin_readers():
+        if reader.sniff(head, path):
+            return reader()
+    lower = head[:64].lstrip().lower()
+    for magic, what in _LOOKALIKES:
+        if head.startswith(magic) or (magic.isascii() and lower.startswith(magic.lower())):
+            raise UnsupportedError(f"the file looks like {what}")
+    if not any(head):
+        raise IncompleteError("the file begins with zeros only; some writers make room before they write")
+    for reader in (*built_in, *plugin_readers()):
+        if path.lower().endswith(reader.suffixes):
+            return reader()
+    raise UnsupportedError(
+        f"the file is in no format that is read here ({', '.join(READERS)}); it begins with {head[:8].hex(' ')}"
+    )
+
+
+@contextmanager
+def open_path(
+    path: str, limits: ReadLimits | None = None, on_read: Callable[[int], None] | None = None
+) -> Iterator[OpenedPath]:
+    """Open one checkpoint file, detect its format and parse its structure; close it on leaving.
+
+    `on_read` gets the number of bytes after each read. Raises a ReadError whose kind says why it cannot be read.
+    The caller closes the stat bracket with `opened.file.verify_unchanged()` when all values were read.
+    """
+    if os.path.isdir(path):
+        raise UnsupportedError(f"{printable(path, 200)} is a directory; give one of the files in it")
+    with open_bounded(path, on_read=on_read) as file:
+        reader = detect(file.head(SNIFF_BYTES_MAX), path)
+        checkpoint = _opened(reader, file, limits or ReadLimits())
+        yield OpenedPath(reader.name, checkpoint, file)
+
+
+def _opened(reader: Reader, file: BoundedFile, limits: ReadLimits) -> OpenCheckpoint:
+    """Open, and give what a parser did not foresee a place in the tree of errors."""
+    try:
+        return reader.open(file, limits)
+    except (RecursionError, MemoryError) as error:
+        raise LimitError(f"the structure is too deep or too large to be parsed ({type(error).__name__})") from error
+    except (ValueError, LookupError, ArithmeticError, TypeError, AttributeError, struct.error, zlib.error) as error:
+        what = printable(str(error), 200)
+        raise CorruptError(f"the structure cannot be parsed ({type(error).__name__}: {what})") from error

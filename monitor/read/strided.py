@@ -1,0 +1,174 @@
+"""Deliver a strided tensor in C order of its shape, in bounded chunks, from a source that is read by offset.
+
+Memory is bounded by two buffers of one chunk each, whatever the tensor's size and strides. Views are made by
+numpy.ndarray over a buffer that was filled, which checks its bounds; nothing steps outside of what was read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+
+import numpy as np
+import numpy.typing as npt
+
+from monitor.read.dtypes import to_native
+from monitor.read.reader import Chunk
+from monitor.read.sources import ByteSource
+
+_SPAN_SHARE_MIN = 0.125  # a stretch is read as a whole when at least this share of it is wanted
+_SPAN_BYTES_MIN = 64 * 1024  # and always when it is this small
+
+_Axes = tuple[tuple[int, int], ...]  # (size, stride) from the outermost to the innermost, in elements
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """How a tensor lies in its storage: offset and strides in elements, strides not negative.
+
+    `conjugate` and `negative` say that the values are the complex conjugate or the negative of what is stored.
+    """
+
+    dtype: np.dtype[np.generic]
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int = 0
+    big_endian: bool = False
+    conjugate: bool = False
+    negative: bool = False
+
+    @property
+    def n_elements(self) -> int:
+        """Return the product of the shape."""
+        return prod(self.shape)
+
+    @property
+    def stop(self) -> int:
+        """Return the number of storage elements needed: one more than the place of the last element, 0 when empty."""
+        if 0 in self.shape:
+            return 0
+        return self.offset + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True)) + 1
+
+
+def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the strides in elements of a C-contiguous array of this shape."""
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
+
+
+class ChunkReader:
+    """Reads tensors chunk by chunk into one buffer that is used again and again."""
+
+    __slots__ = ("_buffer", "_chunk_bytes", "_scratch")
+
+    def __init__(self, chunk_bytes_max: int) -> None:
+        self._chunk_bytes = max(chunk_bytes_max, 16)  # one complex128
+        self._buffer = np.empty(0, np.uint8)
+        self._scratch = np.empty(0, np.uint8)
+
+    def chunks(self, source: ByteSource, layout: Layout) -> Iterator[Chunk]:
+        """Yield the elements of one tensor in C order; each chunk is valid until the next is asked for."""
+        n_elements = layout.n_elements
+        if n_elements == 0:
+            return
+        itemsize = layout.dtype.itemsize
+        step = self._chunk_bytes // itemsize
+        self._buffer = _grown(self._buffer, min(step, n_elements) * itemsize)
+        axes = _merged(layout)
+        if axes in ((), ((n_elements, 1),)):
+            for first in range(0, n_elements, step):
+                n = min(step, n_elements - first)
+                raw = self._buffer[: n * itemsize]
+                source.read_into((layout.offset + first) * itemsize, memoryview(raw))
+                yield Chunk(first, _finished(raw, layout))
+            return
+        self._scratch = _grown(self._scratch, min(self._chunk_bytes, (layout.stop - layout.offset) * itemsize))
+        first = 0
+        for offset, block in _blocks(axes, layout.offset, step):
+            n = prod(size for size, _ in block)
+            raw = self._buffer[: n * itemsize]
+            out = raw.view(f"V{itemsize}").reshape([size for size, _ in block])
+            self._gather(source, offset, block, out)
+            yield Chunk(first, _finished(raw, layout))
+            first += n
+
+    def _gather(self, source: ByteSource, offset: int, axes: _Axes, out: npt.NDArray[np.void]) -> None:
+        """Fill `out` with the block of storage elements that `axes` describe from `offset` on."""
+        itemsize = out.dtype.itemsize
+        span = sum((size - 1) * stride for size, stride in axes) + 1
+        wanted = prod(size for size, stride in axes if stride)
+        span_bytes = span * itemsize
+        if span_bytes <= self._scratch.nbytes and (span_bytes <= _SPAN_BYTES_MIN or wanted >= span * _SPAN_SHARE_MIN):
+            raw = self._scratch[:span_bytes]
+            source.read_into(offset * itemsize, memoryview(raw))
+            view: npt.NDArray[np.void] = np.ndarray(
+                out.shape, out.dtype, buffer=raw, strides=[stride * itemsize for _, stride in axes]
+            )
+            np.copyto(out, view)
+            return
+        widest = max(range(len(axes)), key=lambda i: (axes[i][0] - 1) * axes[i][1])
+        size, stride = axes[widest]
+        rest = (span - (size - 1) * stride) * itemsize  # what one step along the widest axis spans
+        per_part = max(1, (self._scratch.nbytes - rest) // (stride * itemsize) + 1)
+        if wanted < span * _SPAN_SHARE_MIN or per_part >= size:
+            per_part = (
+                1 if rest + stride * itemsize > _SPAN_BYTES_MIN else max(1, _SPAN_BYTES_MIN // (stride * itemsize))
+            )
+        per_part = min(per_part, max(1, size // 2))
+        where: list[slice] = [slice(None)] * len(axes)
+        for start in range(0, size, per_part):
+            stop = min(start + per_part, size)
+            where[widest] = slice(start, stop)
+            part = (*axes[:widest], (stop - start, stride), *axes[widest + 1 :])
+            self._gather(source, offset + start * stride, part, out[tuple(where)])
+
+
+def _merged(layout: Layout) -> _Axes:
+    """Return the axes without those of size 1, neighbours that lie back to back joined into one."""
+    axes: list[tuple[int, int]] = []
+    for size, stride in zip(layout.shape, layout.strides, strict=True):
+        if size == 1:
+            continue
+        if axes and axes[-1][1] == size * stride:
+            axes[-1] = (axes[-1][0] * size, stride)
+        else:
+            axes.append((size, stride))
+    return tuple(axes)
+
+
+def _blocks(axes: _Axes, offset: int, n_max: int) -> Iterator[tuple[int, _Axes]]:
+    """Cut the axes into blocks of at most `n_max` elements that follow each other in C order."""
+    inner = 1
+    cut = len(axes)
+    while cut > 0 and inner * axes[cut - 1][0] <= n_max:
+        cut -= 1
+        inner *= axes[cut][0]
+    if cut == 0:
+        yield offset, axes
+        return
+    cut -= 1  # the axis of which a block takes a range
+    size, stride = axes[cut]
+    per_block = max(1, n_max // inner)
+    for index in product(*(range(outer) for outer, _ in axes[:cut])):
+        base = offset + sum(i * axis[1] for i, axis in zip(index, axes, strict=False))
+        for start in range(0, size, per_block):
+            n = min(per_block, size - start)
+            yield base + start * stride, ((n, stride), *axes[cut + 1 :])
+
+
+def _finished(raw: npt.NDArray[np.uint8], layout: Layout) -> npt.NDArray[np.generic]:
+    values = to_native(raw, layout.dtype, big_endian=layout.big_endian)
+    if layout.conjugate:
+        np.conjugate(values, out=values)
+    if layout.negative:
+        np.negative(values, out=values)
+    return values
+
+
+def _grown(buffer: npt.NDArray[np.uint8], n_bytes: int) -> npt.NDArray[np.uint8]:
+    return buffer if buffer.nbytes >= n_bytes else np.empty(n_bytes, np.uint8)
