@@ -31,14 +31,14 @@ def sketch_drift(new: TensorSummary, old: TensorSummary, reference_step: int | N
     if finite:
         base = old.norm_l2 if old.norm_l2 is not None else 0.0
         relative = difference / base if base > 0.0 else None
-        cosine = sketch.cosine(new.sketch, old.sketch)
+        cosine = sketch.cosine_distance(new.sketch, old.sketch)
     return TensorDrift(
         name=new.name,
         reference_step=reference_step,
         method="sketch",
         difference_l2=finite_or_none(difference),
         relative_l2=finite_or_none(relative),
-        cosine_distance=None if cosine is None else 1.0 - cosine,
+        cosine_distance=cosine,
     )
 
 

@@ -26,8 +26,8 @@ class MeasureOptions:
     `chunk_bytes` bounds how much of a tensor is in memory at a time; about 1 MiB stays in the processor's second
     cache, where reading and computing meet fastest. `sketch_buckets` is a prime (the sketch's error is
     1/sqrt(2 * sketch_buckets)); sketches with another count or seed cannot be compared. `drift` "sketch" never reads
-    the reference file, "exact" fails when it cannot be read, "auto" reads it when it is there and at most
-    `exact_drift_bytes_max` large, and uses sketches otherwise. `quantiles` are probabilities in 0..1.
+    the reference file, "auto" reads it when it is at most `exact_drift_bytes_max` large, "exact" whatever its size; a
+    reference that cannot be read is no error, the drift is then sketched. `quantiles` are probabilities in 0..1.
     """
 
     chunk_bytes: int = 2**20
@@ -39,7 +39,8 @@ class MeasureOptions:
     quantiles: tuple[float, ...] = QUANTILES
 
     def __post_init__(self) -> None:
-        """Refuse values with which the measurement would be meaningless."""
+        """Refuse values with which the measurement would be meaningless; a list of quantiles (from JSON) will do."""
+        object.__setattr__(self, "quantiles", tuple(self.quantiles))
         if self.chunk_bytes < 1024:
             raise ValueError(f"chunk_bytes must be at least 1024, not {self.chunk_bytes}")
         if not _is_prime(self.sketch_buckets) or self.sketch_buckets > SKETCH_BUCKETS_MAX:

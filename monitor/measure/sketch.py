@@ -101,10 +101,26 @@ def difference_l2(a: Sketch, b: Sketch) -> float:
     return _norm(x - y)
 
 
+def cosine_distance(a: Sketch, b: Sketch) -> float | None:
+    """Return the estimated 1 - cos of the angle between two tensors, 0..2; None when either norm is 0."""
+    x, y = _pair(a, b)
+    return cosine_distance_of(_norm(x), _norm(y), _norm(x - y))
+
+
+def cosine_distance_of(norm_a: float, norm_b: float, difference: float) -> float | None:
+    """Return 1 - cos from |a|, |b| and |a - b| by the law of cosines; None when a norm is 0 or not finite.
+
+    Unlike 1 - a.b / (|a| |b|), this keeps its digits where a and b are nearly equal.
+    """
+    if not (norm_a > 0.0 and norm_b > 0.0 and math.isfinite(norm_a) and math.isfinite(norm_b)):
+        return None
+    a, b, d = 1.0, norm_b / norm_a, difference / norm_a
+    if b == 0.0 or not math.isfinite(d) or not math.isfinite(b):
+        return None
+    return min(max(((d - (a - b)) / b) * (d + (a - b)) / 2.0, 0.0), 2.0)
+
+
 def cosine(a: Sketch, b: Sketch) -> float | None:
     """Return the estimated cosine of the angle between two tensors, -1..1; None when either norm is 0."""
-    x, y = _pair(a, b)
-    norm_x, norm_y = _norm(x), _norm(y)
-    if norm_x == 0.0 or norm_y == 0.0 or not math.isfinite(norm_x * norm_y):
-        return None
-    return float(np.clip(np.dot(x / norm_x, y / norm_y), -1.0, 1.0))
+    distance = cosine_distance(a, b)
+    return None if distance is None else 1.0 - distance

@@ -7,33 +7,44 @@ assemble.py turns it into a Snapshot in the daemon.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+from monitor.measure.exact_drift import PairedDrift
 from monitor.measure.measured import Measured, count_parameters
 from monitor.measure.options import MeasureOptions
 from monitor.measure.summary import SummaryBuilder
-from monitor.read.reader import OpenCheckpoint, ReadLimits, TensorSpec
-from monitor.read.registry import open_path
+from monitor.read.reader import OpenCheckpoint, ReadError, ReadLimits, TensorSpec
+from monitor.read.registry import OpenedPath, open_path
 from storage.records import TensorDrift, TensorSummary
+
+_LOG = logging.getLogger(__name__)
+
+OnRead = Callable[[int], None]
 
 
 def measure_path(
     path: str,
     options: MeasureOptions,
-    on_read: Callable[[int], None] | None = None,
+    on_read: OnRead | None = None,
     reference_path: str | None = None,
+    limits: ReadLimits = ReadLimits(),  # noqa: B008 - frozen
 ) -> Measured:
     """Measure every tensor of one checkpoint file.
 
     `on_read` is called with the number of bytes after each read. `reference_path` is an older checkpoint of the same
-    run for exact drift. Raises a ReadError for a file that is not whole, changed meanwhile, or cannot be read; a
-    tensor that alone cannot be read becomes a summary with a `problem` and no statistics.
+    run for exact drift; trouble with it is no error, there is then no exact drift. The chunk size is that of the
+    options. Raises a ReadError for a file that is not whole, changed meanwhile, or cannot be read; a tensor that alone
+    cannot be read becomes a summary with a `problem` and no statistics.
     """
-    limits = ReadLimits(chunk_bytes_max=options.chunk_bytes)
-    with open_path(path, limits, on_read) as opened:
+    limits = dataclasses.replace(limits, chunk_bytes_max=options.chunk_bytes)
+    with (
+        open_path(path, limits, on_read) as opened,
+        _open_reference(reference_path, options, limits, on_read) as reference,
+    ):
         checkpoint = opened.checkpoint
-        tensors = _summaries(checkpoint, options)
-        drifts: tuple[TensorDrift, ...] = ()
+        tensors, drifts = _measure_all(checkpoint, options, reference)
         opened.file.verify_unchanged()
         return Measured(
             format=opened.format,
@@ -41,36 +52,112 @@ def measure_path(
             epoch=checkpoint.epoch,
             scalars=dict(checkpoint.scalars),
             tensors=tensors,
-            exact_drifts=drifts,
-            bytes_read=opened.file.bytes_read,
+            exact_drifts=reference.confirmed(drifts),
+            bytes_read=opened.file.bytes_read + reference.bytes_read,
             n_parameters=count_parameters(tensors),
         )
 
 
-def _summaries(checkpoint: OpenCheckpoint, options: MeasureOptions) -> tuple[TensorSummary, ...]:
+class _Reference:
+    """The older checkpoint, or nothing; once reading it fails it is nothing for good."""
+
+    def __init__(self, opened: OpenedPath | None) -> None:
+        self._opened = opened
+        self._specs = {s.name: s for s in opened.checkpoint.tensors} if opened else {}
+
+    @property
+    def bytes_read(self) -> int:
+        return self._opened.file.bytes_read if self._opened else 0
+
+    @property
+    def step(self) -> int | None:
+        return self._opened.checkpoint.step if self._opened else None
+
+    def drift_against(self, spec: TensorSpec) -> PairedDrift | None:
+        """Begin to compare a tensor, None when the older checkpoint holds none of its name and shape."""
+        old = self._specs.get(spec.name)
+        if self._opened is None or old is None or old.shape != spec.shape or old.problem is not None:
+            return None
+        return PairedDrift(spec.n_elements, self._opened.checkpoint.chunks(old))
+
+    def give_up(self, error: ReadError) -> None:
+        _LOG.info("no exact drift, the reference cannot be read: %s", error)
+        self._specs = {}
+
+    def confirmed(self, drifts: tuple[TensorDrift, ...]) -> tuple[TensorDrift, ...]:
+        """Return the drifts, none of them when the older file was written or deleted meanwhile."""
+        if self._opened is None:
+            return ()
+        try:
+            self._opened.file.verify_unchanged()
+        except ReadError as error:
+            self.give_up(error)
+            return ()
+        return drifts
+
+
+@contextmanager
+def _open_reference(
+    path: str | None, options: MeasureOptions, limits: ReadLimits, on_read: OnRead | None
+) -> Iterator[_Reference]:
+    """Open the reference if it is asked for and readable."""
+    if path is None or options.drift == "sketch":
+        yield _Reference(None)
+        return
+    opening = open_path(path, limits, on_read)
+    try:
+        opened = opening.__enter__()
+    except ReadError as error:
+        _LOG.info("no exact drift, the reference cannot be opened: %s", error)
+        yield _Reference(None)
+        return
+    try:
+        small = options.drift == "exact" or opened.file.size_bytes <= options.exact_drift_bytes_max
+        yield _Reference(opened if small else None)
+    finally:
+        opening.__exit__(None, None, None)
+
+
+def _measure_all(
+    checkpoint: OpenCheckpoint, options: MeasureOptions, reference: _Reference
+) -> tuple[tuple[TensorSummary, ...], tuple[TensorDrift, ...]]:
     """Measure the tensors in order; a tied one is not read again."""
     found: dict[str, TensorSummary] = {}
+    drifts: list[TensorDrift] = []
     for position, spec in enumerate(checkpoint.tensors):
         owner = found.get(spec.tied_to) if spec.tied_to is not None else None
         if owner is not None:
             found[spec.name] = dataclasses.replace(
                 owner, name=spec.name, kind=spec.kind, position=position, tied_to=owner.name
             )
-        else:
-            found[spec.name] = _summary(checkpoint, spec, position, options)
-    return tuple(found.values())
+            continue
+        summary, drift = _measure(checkpoint, spec, position, options, reference)
+        found[spec.name] = summary
+        if drift is not None:
+            drifts.append(drift)
+    return tuple(found.values()), tuple(drifts)
 
 
-def _summary(checkpoint: OpenCheckpoint, spec: TensorSpec, position: int, options: MeasureOptions) -> TensorSummary:
+def _measure(
+    checkpoint: OpenCheckpoint, spec: TensorSpec, position: int, options: MeasureOptions, reference: _Reference
+) -> tuple[TensorSummary, TensorDrift | None]:
     if spec.problem is not None:
-        return unmeasured(spec, position, spec.problem)
+        return unmeasured(spec, position, spec.problem), None
     try:
         builder = SummaryBuilder(spec.dtype, spec.n_elements, options)
     except ValueError as error:
-        return unmeasured(spec, position, str(error))
+        return unmeasured(spec, position, str(error)), None
+    paired = reference.drift_against(spec)
     for chunk in checkpoint.chunks(spec):
         builder.update(chunk.offset_elements, chunk.values)
-    return builder.finish(name=spec.name, kind=spec.kind, shape=spec.shape, position=position)
+        if paired is not None:
+            try:
+                paired.feed(chunk.values)
+            except ReadError as error:
+                reference.give_up(error)
+                paired = None
+    summary = builder.finish(name=spec.name, kind=spec.kind, shape=spec.shape, position=position)
+    return summary, paired.finish(spec.name, reference.step) if paired is not None else None
 
 
 def unmeasured(spec: TensorSpec, position: int, problem: str) -> TensorSummary:

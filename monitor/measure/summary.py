@@ -10,44 +10,21 @@ from __future__ import annotations
 import functools
 import math
 
-import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 from monitor.measure import histogram as bins
 from monitor.measure import kernel, sketch
 from monitor.measure.options import MeasureOptions
+from monitor.measure.stored import Array, as_float64, as_stored, is_stored_float, numpy_dtype
 from storage.records import Histogram, Sketch, TensorKind, TensorSummary
 
-_RAW_BITS = {"float32": np.int32, "bfloat16": np.uint16, "float16": np.int16}
-_FLOAT32_EXACT = {"float32", "bfloat16", "float16", "bool", "int8", "uint8", "int16", "uint16", "int4", "uint4"}
-_NO_TABLE = np.zeros(1, dtype=np.int32)
-
-Array = npt.NDArray[np.generic]
-
-
-def numpy_dtype(name: str) -> np.dtype[np.generic]:
-    """Return the NumPy dtype of a NumPy or ml_dtypes spelling; ValueError for a name that is neither."""
-    try:
-        return np.dtype(getattr(ml_dtypes, name, name))
-    except TypeError as error:
-        raise ValueError(f"unknown dtype {name!r}") from error
-
-
-@functools.cache
-def _byte_table(name: str) -> npt.NDArray[np.int32]:
-    """Return the float32 bit patterns of the 256 values of an 8-bit (or narrower) ml_dtypes float."""
-    values = np.arange(256, dtype=np.uint8).view(numpy_dtype(name))
-    return np.ascontiguousarray(values.astype(np.float32)).view(np.int32)
+_FLOAT32_EXACT = {"bool", "int8", "uint8", "int16", "uint16", "int2", "uint2", "int4", "uint4", "complex64"}
 
 
 @functools.cache
 def _column_keys(n_buckets: int, seed: int) -> npt.NDArray[np.int32]:
     return sketch.column_keys(n_buckets, seed)
-
-
-def _is_byte_float(dtype: np.dtype[np.generic]) -> bool:
-    return dtype.itemsize == 1 and dtype.name.startswith("float")
 
 
 class SummaryBuilder:
@@ -105,22 +82,19 @@ class SummaryBuilder:
         self._n_seen += values.size
         if values.size == 0:
             return
-        values = np.ascontiguousarray(values)
         into = (self._counts, self._moments, self._buckets, self._histogram)
-        place = (offset_elements, self._options.sketch_seed, self._stride)
-        name = self._dtype.name
-        if name in _RAW_BITS:
-            kernel.accumulate32(values.view(_RAW_BITS[name]), _NO_TABLE, place, self._keys, into)
-        elif _is_byte_float(self._dtype):
-            kernel.accumulate32(values.view(np.uint8), _byte_table(name), place, self._keys, into)
-        else:
+        start = offset_elements
+        stored = as_stored(values)
+        if stored is None:
             if self._complex:
-                values = self._complex_parts(values)
-                place = (2 * offset_elements, self._options.sketch_seed, self._stride)
-            kernel.accumulate64(values.astype(np.float64, copy=False), place, self._keys, into)
+                values, start = self._complex_parts(values), 2 * offset_elements
+            place = (start, self._options.sketch_seed, self._stride)
+            kernel.accumulate64(as_float64(values), place, self._keys, into)
+        else:
+            place = (start, self._options.sketch_seed, self._stride)
+            kernel.accumulate32(stored.bits, stored.table, place, self._keys, into)
         if self._raw is not None:
-            start = place[0]
-            wide = values.astype(np.float64)
+            wide = as_float64(values)
             self._raw[start : start + wide.size] = np.where(np.isfinite(wide), wide, 0.0)
 
     def _complex_parts(self, values: Array) -> npt.NDArray[np.float64]:
@@ -194,7 +168,7 @@ class SummaryBuilder:
 
     def _find_sketch(self) -> Sketch:
         values = self._buckets if self._raw is None else self._raw
-        narrow = self._dtype.name in _FLOAT32_EXACT or _is_byte_float(self._dtype) or self._dtype.name == "complex64"
+        narrow = self._dtype.name in _FLOAT32_EXACT or is_stored_float(self._dtype)
         if narrow and float(np.max(np.abs(values), initial=0.0)) <= float(np.finfo(np.float32).max):
             dtype = "float32"
         else:
