@@ -26,7 +26,7 @@ from storage.errors import (
     ERROR_CLASSES,
     DatabaseError,
     DatabaseErrorKind,
-    DatabaseLockedError,
+    DatabaseUnreachableError,
     ForeignDatabaseError,
     MigrationError,
     NewerSchemaError,
@@ -49,10 +49,15 @@ class Database:
     `url` is the address with the password hidden, fit for logs. Made by `open_database`.
     """
 
-    def __init__(self, engine: Engine, url: str) -> None:
+    def __init__(self, engine: Engine, url: str, path: Path | None) -> None:
         self.url = url
         self._engine = engine
-        self._reading = engine.execution_options(ckptwatch_mode="read")
+        self._path = path
+        self._inode = None if path is None else _inode(path)
+        if path is None:
+            self._reading = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+        else:
+            self._reading = engine.execution_options(ckptwatch_mode="read")
         self._writing = engine.execution_options(ckptwatch_mode="write")
         self._writer = threading.Lock()
         self._writer_thread: int | None = None
@@ -85,6 +90,7 @@ class Database:
             raise make_error(DatabaseErrorKind.LOCKED, self.url, "another thread is writing for too long")
         self._writer_thread = threading.get_ident()
         try:
+            self._check_in_place()
             with Session(self._writing, autoflush=False, expire_on_commit=False) as session, session.begin():
                 session.connection()
                 yield session
@@ -93,6 +99,13 @@ class Database:
         finally:
             self._writer_thread = None
             self._writer.release()
+
+    def _check_in_place(self) -> None:
+        # SQLite goes on writing into a file that was deleted or replaced, and all of it would be lost without a word.
+        if self._path is not None and _inode(self._path) != self._inode:
+            raise DatabaseUnreachableError(
+                f"database {self.url}: the file was removed or replaced while it was open; open it again"
+            )
 
     def quick_check(self) -> tuple[str, ...]:
         """Return what SQLite finds wrong with the file, at most ten lines; empty when sound or not SQLite."""
@@ -121,10 +134,12 @@ def open_database(url: str) -> Database:
             f"database {where}: its driver is missing; install it, for PostgreSQL `pip install 'psycopg[binary]'` "
             f"and an address that begins with postgresql+psycopg:// ({error})"
         ) from error
+    path = Path(str(address.database)) if address.get_backend_name() == "sqlite" else None
     try:
-        if address.database and address.get_backend_name() == "sqlite":
-            _prepare_sqlite(Path(address.database))
+        if path is not None:
+            _prepare_sqlite(path)
         _bring_up_to_date(engine, address, where)
+        return Database(engine, where, path)
     except (SQLAlchemyError, sqlite3.Error) as error:
         engine.dispose()
         raise translate(error, where) from error
@@ -134,7 +149,6 @@ def open_database(url: str) -> Database:
     except BaseException:
         engine.dispose()
         raise
-    return Database(engine, where)
 
 
 def parse_url(url: str) -> URL:
@@ -201,6 +215,14 @@ def _on_begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN" if mode == "read" else "BEGIN IMMEDIATE")
 
 
+def _inode(path: Path) -> tuple[int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
 def _prepare_sqlite(path: Path) -> None:
     sqlite.prepare_file(path)
     with closing(sqlite3.connect(path, timeout=sqlite.BUSY_TIMEOUT_SECONDS)) as connection:
@@ -262,11 +284,12 @@ def _create(connection: Connection) -> None:
 
 def _migrate(address: URL, where: str) -> None:
     """Run `python -m storage.migrations` in a process of its own, which holds Alembic so that this one need not."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([_PACKAGE_ROOT, os.environ.get("PYTHONPATH", "")])}
+    inherited = os.environ.get("PYTHONPATH")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([_PACKAGE_ROOT, *([inherited] if inherited else [])])}
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-m", "storage.migrations"],
-            input=address.render_as_string(hide_password=False) + "\n",
+            input=json.dumps(address._asdict()),
             env=environment,
             capture_output=True,
             text=True,
@@ -288,4 +311,4 @@ def _migrate(address: URL, where: str) -> None:
     raise ERROR_CLASSES[kind](message)
 
 
-__all__ = ["Database", "DatabaseError", "DatabaseLockedError", "move_aside", "open_database", "parse_url"]
+__all__ = ["Database", "DatabaseError", "move_aside", "open_database", "parse_url"]

@@ -231,16 +231,18 @@ def tensor_digest(name: str, kind: str, dtype: str, shape: str) -> str:
     return hashlib.sha256(joined.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def tensor_row(summary: TensorSummary, *, run_id: int) -> Row:
-    """Return the row of the dictionary of tensors for a summary."""
-    shape = ",".join(map(str, summary.shape))
+def tensor_row(
+    *, run_id: int, name: str, kind: TensorKind = TensorKind.OTHER, dtype: str = "", shape: tuple[int, ...] = ()
+) -> Row:
+    """Return the row of the dictionary of tensors for what stays equal of a tensor."""
+    dimensions = ",".join(map(str, shape))
     return {
         "run_id": run_id,
-        "digest": tensor_digest(summary.name, summary.kind, summary.dtype, shape),
-        "name": summary.name,
-        "kind": summary.kind.value,
-        "dtype": summary.dtype,
-        "shape": shape,
+        "digest": tensor_digest(name, kind, dtype, dimensions),
+        "name": name,
+        "kind": kind.value,
+        "dtype": dtype,
+        "shape": dimensions,
     }
 
 

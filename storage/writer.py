@@ -29,7 +29,7 @@ from storage.models import (
     TensorRow,
     table,
 )
-from storage.records import Alert, Finding, Snapshot, TensorKind, TensorSummary
+from storage.records import Alert, Finding, Snapshot
 
 ERROR_CHARACTERS_MAX: Final = 500
 UNKNOWN_STEP: Final = -1
@@ -212,9 +212,12 @@ def _sort_step(session: Session, snapshot: Snapshot, run_id: int) -> int:
 
 
 def _add_tensors(session: Session, snapshot: Snapshot, run_id: int, snapshot_id: int) -> None:
-    tensors = [rows.tensor_row(summary, run_id=run_id) for summary in snapshot.tensors]
+    tensors = [
+        rows.tensor_row(run_id=run_id, name=t.name, kind=t.kind, dtype=t.dtype, shape=t.shape) for t in snapshot.tensors
+    ]
     names = {summary.name for summary in snapshot.tensors}
-    strangers = [rows.tensor_row(_stranger(d.name), run_id=run_id) for d in snapshot.drifts if d.name not in names]
+    # A drift may speak of a tensor that the snapshot does not list; its name gets a place in the dictionary too.
+    strangers = [rows.tensor_row(run_id=run_id, name=d.name) for d in snapshot.drifts if d.name not in names]
     ids = _intern(session, run_id, tensors + strangers)
     by_name = {row["name"]: ids[row["digest"]] for row in strangers + tensors}
     statistics = [
@@ -236,29 +239,6 @@ def _add_tensors(session: Session, snapshot: Snapshot, run_id: int, snapshot_id:
         present = [row for row in found if row is not None]
         if present:
             session.execute(insert(table(model)), present)
-
-
-def _stranger(name: str) -> TensorSummary:
-    """Return a place in the dictionary for a drift whose tensor the snapshot does not list."""
-    return TensorSummary(
-        name=name,
-        kind=TensorKind.OTHER,
-        dtype="",
-        shape=(),
-        position=0,
-        n_elements=0,
-        n_nan=0,
-        n_posinf=0,
-        n_neginf=0,
-        n_zero=0,
-        min=None,
-        max=None,
-        mean=None,
-        std=None,
-        norm_l1=None,
-        norm_l2=None,
-        abs_max=None,
-    )
 
 
 def _intern(session: Session, run_id: int, wanted: Sequence[rows.Row]) -> dict[str, int]:

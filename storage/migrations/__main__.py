@@ -1,4 +1,4 @@
-"""Bring one database up to date: `python -m storage.migrations`, the address on standard input.
+"""Bring one database up to date: `python -m storage.migrations`, the parts of its address as JSON on standard input.
 
 The address comes on standard input, not as an argument, because it may hold a password and arguments can be seen by
 everyone on the machine. The whole upgrade is one transaction, begun before the revision is looked at, so that of two
@@ -18,7 +18,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util.exc import CommandError
-from sqlalchemy import URL, Connection, create_engine, event, inspect, make_url, text
+from sqlalchemy import URL, Connection, create_engine, event, inspect, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
@@ -104,7 +104,7 @@ def _check_references(connection: Connection, where: str) -> None:
 
 def main() -> int:
     """Upgrade the database named on standard input; return the exit status."""
-    url = make_url(sys.stdin.readline().strip())
+    url = URL.create(**json.load(sys.stdin))
     try:
         upgrade(url)
     except DatabaseError as error:
