@@ -1,0 +1,141 @@
+"""What a notification says, in plain words and before any receiver's markup. Pure.
+
+Names of runs, tensors and paths come from files that anyone may have written: everything invisible or able to turn a
+line around is written out here, once, so that no notifier has to think of it.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from alerts.notifier import Message
+from storage.records import Alert, AlertState, Notification, Severity
+
+TITLE_CHARACTERS_MAX = 150  # Slack's limit for a header block, and a mail subject that a list still shows
+TEXT_CHARACTERS_MAX = 1000
+LABEL_CHARACTERS_MAX = 120
+FACT_CHARACTERS_MAX = 500
+PATH_CHARACTERS_MAX = 4096  # a path is copied and pasted, so it is not shortened below PATH_MAX
+FACTS_MAX = 30
+
+REASON_FIRING = "firing"
+REASON_RESOLVED = "resolved"
+REASON_REPEAT = "repeat"
+
+
+def printable(text: str, characters_max: int) -> str:
+    """Return one line: unprintable characters as escapes, runs of white space as one space, cut to the limit."""
+    spaced = " ".join(text[: 4 * characters_max].split())
+    shown = "".join(c if c.isprintable() else _escape(c) for c in spaced)
+    return shown if len(shown) <= characters_max else shown[: characters_max - 1] + "…"
+
+
+def printable_path(path: str) -> str:
+    """Return a path with unprintable characters as escapes; white space stays, since it is part of the name."""
+    shown = "".join(c if c.isprintable() else _escape(c) for c in path[:PATH_CHARACTERS_MAX])
+    return shown[:PATH_CHARACTERS_MAX]
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
+
+
+def time_text(at: float) -> str:
+    """Write a Unix time in UTC to the second, such as "2026-03-01 12:30:05 UTC"; "unknown" outside the calendar."""
+    try:
+        return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    except (OverflowError, ValueError, OSError):
+        return "unknown"
+
+
+def compose(notification: Notification) -> Message:
+    """Say what happened, in which run and at which step, what was hit, and from where training can go on."""
+    alert = notification.alert
+    return Message(
+        title=printable(_title(alert, notification.reason), TITLE_CHARACTERS_MAX),
+        text=printable(_text(alert, notification.reason), TEXT_CHARACTERS_MAX),
+        facts=tuple(_facts(notification)[:FACTS_MAX]),
+        severity=alert.severity.label,
+        reason=notification.reason,
+        thread=f"{alert.fingerprint}.{alert.episode}",
+    )
+
+
+def _title(alert: Alert, reason: str) -> str:
+    label = alert.severity.label
+    head = {REASON_RESOLVED: "Resolved", REASON_REPEAT: f"Still {label}"}.get(reason, label.capitalize())
+    step = "" if alert.step is None else f" at step {alert.step}"
+    return f"{head}: {alert.rule.replace('_', ' ')} in {alert.run}{step}"
+
+
+def _text(alert: Alert, reason: str) -> str:
+    if reason == REASON_RESOLVED:
+        return f"This is over. It was: {alert.summary}"
+    return alert.summary
+
+
+def _facts(notification: Notification) -> list[tuple[str, str]]:
+    alert = notification.alert
+    facts = [("Run", printable(alert.run, FACT_CHARACTERS_MAX))]
+    if alert.step is not None:
+        facts.append(("Step", str(alert.step)))
+    if alert.subject:
+        if alert.subject.startswith("/"):
+            facts.append(("Checkpoint", printable_path(alert.subject)))
+        else:
+            facts.append(("Tensor", printable(alert.subject, FACT_CHARACTERS_MAX)))
+    if notification.last_good_path is None:
+        facts.append(("Last good checkpoint", "none known"))
+    else:
+        step = notification.last_good_step
+        facts.append(("Last good checkpoint", "step unknown" if step is None else f"step {step}"))
+        facts.append(("Resume from", printable_path(notification.last_good_path)))
+    facts.append(("Since", time_text(alert.opened_at)))
+    if alert.resolved_at is not None:
+        facts.append(("Resolved", time_text(alert.resolved_at)))
+    facts += [
+        (
+            printable(label, LABEL_CHARACTERS_MAX),
+            printable_path(text) if text.startswith("/") else printable(text, FACT_CHARACTERS_MAX),
+        )
+        for label, text in alert.details
+    ]
+    return facts
+
+
+def example_notification(notifier: str, now: float) -> Notification:
+    """Return a made-up notification that says it is a test, for `notify test`."""
+    alert = Alert(
+        fingerprint="0" * 16,
+        run="example-run",
+        rule="test",
+        severity=Severity.INFO,
+        state=AlertState.FIRING,
+        subject="layers.0.weight",
+        step=1200,
+        value=1.0,
+        threshold=0.0,
+        unit="",
+        summary="This is a test message of ckptwatch. Nothing is wrong; alerts will arrive here.",
+        details=(),
+        opened_at=now,
+        fired_at=now,
+        resolved_at=None,
+        last_seen_at=now,
+        n_seen=1,
+        episode=1,
+    )
+    return Notification(
+        id=0,
+        notifier=notifier,
+        reason=REASON_FIRING,
+        alert=alert,
+        deduplication_key=f"test-{int(now * 1000):x}",
+        last_good_step=1100,
+        last_good_path="/path/to/checkpoint-1100",
+        created_at=now,
+        due_at=now,
+        n_attempts=0,
+        last_error=None,
+    )

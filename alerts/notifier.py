@@ -1,0 +1,56 @@
+"""The contract of every notifier: one message to one receiver, or a reason why not.
+
+A notifier knows its own receiver's protocol and limits. It must not retry, sleep, keep state between messages or look
+into the database: trying again is delivery's work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from storage.records import Notification
+
+SEND_SECONDS_MAX = 10.0
+
+
+class DeliveryError(Exception):
+    """A message did not reach its receiver.
+
+    `permanent` says that trying again cannot help. `retry_after_seconds` is what the receiver asked us to wait, None
+    where it asked nothing. The text holds no secret: neither an address with a token in it nor a password.
+    """
+
+    def __init__(self, message: str, *, permanent: bool = False, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.permanent = permanent
+        self.retry_after_seconds = retry_after_seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """What a notification says, before a receiver's own markup.
+
+    Every text is printable: control and direction-changing characters are written out. `title` is one line; `text` is
+    one or two sentences; `facts` are label -> text in order of importance. `thread` is equal for all messages of one
+    episode of one alert.
+    """
+
+    title: str
+    text: str
+    facts: tuple[tuple[str, str], ...]
+    severity: str
+    reason: str
+    thread: str
+
+
+class Notifier(Protocol):
+    """One kind of receiver. `Config` is a pydantic model whose secrets are SecretStr, already resolved."""
+
+    kind: ClassVar[str]
+    Config: ClassVar[type[Any]]
+
+    def __init__(self, config: Any) -> None: ...
+
+    def send(self, notification: Notification, content: Message) -> None:
+        """Hand over one message within SEND_SECONDS_MAX; raise DeliveryError when the receiver did not take it."""
