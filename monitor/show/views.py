@@ -1,7 +1,7 @@
 """What the page, the API and the exporter look at: one frozen view a run, and where views come from.
 
 The daemon composes a `Sources`; nothing in this package reaches past it. Nothing here judges: health and the last
-good checkpoint arrive as a `Verdict` from a function that the daemon hands in.
+good checkpoint arrive in the view.
 """
 
 from __future__ import annotations
@@ -14,15 +14,6 @@ from storage.records import Alert, RunSummary, SnapshotStatus, StoredSnapshot, T
 
 class SourceError(Exception):
     """The database cannot answer now; the message says why and what to do, and names no secret."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """Whether a run is healthy, why, and the newest checkpoint worth resuming from (None when there is none)."""
-
-    healthy: bool
-    reason: str
-    last_good: StoredSnapshot | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

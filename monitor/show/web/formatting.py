@@ -46,15 +46,18 @@ def size(n_bytes: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a time span in its largest two units, as coarse as one would say it."""
+    """Return a time span in its largest unit, and the next smaller one while it matters."""
     whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min" if whole >= 600 else f"{whole // 60} min {whole % 60} s"
-    if whole < 86400:
-        return f"{whole // 3600} h {whole % 3600 // 60} min"
-    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+    for n_seconds, unit, smaller_seconds, smaller in (
+        (86400, "d", 3600, "h"),
+        (3600, "h", 60, "min"),
+        (60, "min", 1, "s"),
+    ):
+        if whole >= n_seconds:
+            rest = whole % n_seconds // smaller_seconds
+            is_coarse = rest == 0 or whole >= 10 * n_seconds
+            return f"{whole // n_seconds} {unit}" if is_coarse else f"{whole // n_seconds} {unit} {rest} {smaller}"
+    return f"{whole} s"
 
 
 def ago(then: float | None, now: float) -> str:

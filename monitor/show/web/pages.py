@@ -7,6 +7,7 @@ characters were made visible.
 from __future__ import annotations
 
 import hashlib
+import posixpath
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -20,11 +21,12 @@ from monitor.show.views import RunView
 from monitor.show.visible_text import shortened, visible
 from monitor.show.web import formatting
 from monitor.show.web.sparkline import Sparkline, sparkline
-from storage.records import Alert, Severity, SnapshotStatus, StoredSnapshot
+from storage.records import Alert, AlertState, Severity, SnapshotStatus, StoredSnapshot
 
 RUNS_SHOWN_MAX = 200
 SNAPSHOTS_SHOWN_MAX = 200
 ALERTS_SHOWN_MAX = 50
+CHART_SNAPSHOTS_MAX = 80  # two pixels each on a narrow card
 TEXT_CHARACTERS_MAX = 400
 
 
@@ -108,6 +110,7 @@ class HistoryRow:
     n_nonfinite: str
     remark: str
     path: str
+    short_path: str
     is_last_good: bool
 
 
@@ -138,19 +141,19 @@ class Pages:
             n_runs=len(views),
             n_more=max(0, len(views) - RUNS_SHOWN_MAX),
             n_active=sum(view.run.active for view in views),
-            n_trouble=sum(not view.healthy for view in views),
+            n_trouble=sum(_tone_and_state(view)[0] in {"critical", "warning"} for view in views),
             n_firing=sum(len(view.firing) for view in views),
             updated=formatting.timestamp(now),
         )
 
     def run(self, view: RunView, snapshots: Sequence[StoredSnapshot], alerts: Sequence[Alert], now: float) -> str:
-        """Return the page of one run: its card, its alerts newest first, its latest snapshots newest first."""
+        """Return the page of one run: its card, its alerts that do not fire now, its latest snapshots, newest first."""
         good = None if view.last_good is None else view.last_good.id
         latest = snapshots[-SNAPSHOTS_SHOWN_MAX:]
         return self._environment.get_template("run.html").render(
             card=card(view, now),
             rows=[_history_row(snapshot, good) for snapshot in reversed(latest)],
-            alerts=[_alert_line(alert, now) for alert in alerts[:ALERTS_SHOWN_MAX]],
+            alerts=[_alert_line(alert, now) for alert in alerts if alert.state is not AlertState.FIRING],
             updated=formatting.timestamp(now),
         )
 
@@ -183,7 +186,7 @@ def card(view: RunView, now: float) -> Card:
         last_good_step=formatting.integer(good.step) if good is not None and good.step is not None else "",
         last_good_path="" if good is None else good.path,
         is_last_good_newest=good is not None and newest is not None and good.id == newest.id,
-        problem="" if problem is None else shortened(problem.message, TEXT_CHARACTERS_MAX),
+        problem="" if problem is None or shown else shortened(problem.message, TEXT_CHARACTERS_MAX),
         alerts=tuple(_alert_line(alert, now) for alert in shown),
         n_alerts_more=len(view.firing) - len(shown),
     )
@@ -210,7 +213,7 @@ def _urgency(view: RunView) -> tuple[int, bool, float, str]:
 
 def _figures(view: RunView, now: float) -> tuple[Figure, ...]:
     newest, measured = view.newest, view.measured
-    snapshots = tuple(s for s in view.recent if s.attempt == view.run.attempt)
+    snapshots = [s for s in view.recent if s.attempt == view.run.attempt][-CHART_SNAPSHOTS_MAX:]
     gradient = None if measured is None else measured.gradient
 
     def chart(value_of: Callable[[StoredSnapshot], float | None]) -> Sparkline | None:
@@ -237,7 +240,7 @@ def _figures(view: RunView, now: float) -> tuple[Figure, ...]:
         Figure(
             label="gradient norm",
             value=formatting.number(None if gradient is None else gradient.norm),
-            note="" if gradient is None else _gradient_note(gradient.source, gradient.window_steps),
+            note="not known" if gradient is None else _gradient_note(gradient.source, gradient.window_steps),
             chart=chart(lambda snapshot: None if snapshot.gradient is None else snapshot.gradient.norm),
         ),
         Figure(
@@ -262,7 +265,9 @@ def _alert_line(alert: Alert, now: float) -> AlertLine:
         rule=alert.rule,
         run=alert.run,
         summary=shortened(alert.summary, TEXT_CHARACTERS_MAX),
-        subject=shortened(alert.subject, TEXT_CHARACTERS_MAX) if alert.subject not in alert.summary else "",
+        subject=""
+        if posixpath.basename(alert.subject) in alert.summary
+        else shortened(alert.subject, TEXT_CHARACTERS_MAX),
         step=formatting.integer(alert.step) if alert.step is not None else "",
         opened=formatting.ago(alert.opened_at, now),
         resolved="" if alert.resolved_at is None else formatting.ago(alert.resolved_at, now),
@@ -291,9 +296,10 @@ def _history_row(snapshot: StoredSnapshot, good_id: int | None) -> HistoryRow:
         weight_norm=formatting.number(snapshot.weight_norm),
         gradient_norm=formatting.number(None if snapshot.gradient is None else snapshot.gradient.norm),
         update_ratio=formatting.number(snapshot.update_ratio),
-        n_nonfinite=formatting.NOTHING if failed else formatting.count(snapshot.n_nonfinite),
+        n_nonfinite=formatting.NOTHING if failed else formatting.integer(snapshot.n_nonfinite),
         remark=shortened(remark, TEXT_CHARACTERS_MAX),
         path=snapshot.path,
+        short_path=snapshot.path.removeprefix(snapshot.root.rstrip("/") + "/"),
         is_last_good=snapshot.id == good_id,
     )
 
