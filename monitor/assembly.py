@@ -1,0 +1,122 @@
+"""Config to the settings of each part: pure translation, so that no part needs to know the configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from alerts import registry as alert_registry
+from alerts.engine import EngineSettings, Route, RunOverride
+from alerts.rule import RuleSetting
+from monitor.config import Config, ConfigError, ConfigProblem, resolve_secret, rule_settings
+from monitor.measure.confinement import WorkerLimits
+from monitor.measure.options import MeasureOptions
+from monitor.measure.workers import PoolOptions
+from monitor.show.web.guard import WebSettings
+from monitor.watch.filesystem import NETWORK, filesystem_kind
+from monitor.watch.names import DEFAULT_EXCLUDES, NameRules
+from monitor.watch.runs import WatchRoot, resolve_roots
+from monitor.watch.scanner import Scanner
+from monitor.watch.settle import SettlePolicy, Tracker
+from storage import queries
+from storage.database import Database
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchParts:
+    """Everything that finds checkpoints, one scanner a root."""
+
+    roots: tuple[WatchRoot, ...]
+    rules: NameRules
+    scanners: tuple[Scanner, ...]
+    tracker: Tracker
+
+
+def engine_settings(config: Config, *, routes: bool = True) -> EngineSettings:
+    """Return what the engine is told; without `routes` nobody is notified. Raises ConfigError."""
+    mappings = {name: keys for name, keys in config.rules.items() if name != "overrides"}
+    general = {setting.name: setting for setting in rule_settings(mappings)}
+    rules = tuple(general.get(name) or _default(name) for name in alert_registry.rule_names())
+    overrides = tuple(
+        RunOverride(
+            runs=override["runs"],
+            # An override changes single keys: what it leaves out stays as the general section has it.
+            rules=rule_settings({name: {**mappings.get(name, {}), **keys} for name, keys in override["rules"].items()}),
+        )
+        for override in config.rules.get("overrides", ())
+    )
+    entries = config.notify.notifiers if routes else ()
+    return EngineSettings(
+        rules=rules,
+        overrides=overrides,
+        routes=tuple(Route(notifier=entry.label, severity_min=entry.severity) for entry in entries),
+        repeat_interval_seconds=config.notify.repeat_interval_seconds,
+    )
+
+
+def measure_options(config: Config) -> MeasureOptions:
+    """Return how checkpoints are measured; raises ConfigError for values that make no sense together."""
+    try:
+        return MeasureOptions(
+            sketch_buckets=config.measure.sketch_buckets,
+            drift=config.measure.drift,
+            exact_drift_bytes_max=config.measure.exact_bytes_max,
+        )
+    except ValueError as error:
+        raise ConfigError([ConfigProblem(path="measure", message=str(error))]) from None
+
+
+def pool_options(config: Config) -> PoolOptions:
+    """Return how many workers there are and what each may use."""
+    measure = config.measure
+    return PoolOptions(
+        n_workers=measure.workers,
+        task_timeout_seconds=measure.timeout_seconds,
+        limits=WorkerLimits(memory_bytes_max=measure.memory_bytes_max, cpu_seconds_max=int(measure.timeout_seconds)),
+    )
+
+
+def watch_parts(config: Config, database: Database, *, incomplete_timeout_seconds: float | None = None) -> WatchParts:
+    """Return scanners and a tracker that knows what the database holds; raises ConfigError for unusable roots."""
+    watch = config.watch
+    try:
+        roots = resolve_roots([(root.path, root.name) for root in watch.roots])
+    except ValueError as error:
+        raise ConfigError([ConfigProblem(path="watch.roots", message=str(error))]) from None
+    rules = NameRules.compile(watch.patterns, (*DEFAULT_EXCLUDES, *watch.excludes))
+    policy = SettlePolicy(
+        settle_seconds=watch.settle_seconds,
+        incomplete_timeout_seconds=incomplete_timeout_seconds or watch.incomplete_timeout_seconds,
+    )
+    by_path = {root.path: root for root in roots}
+    with database.read() as session:
+        known = {
+            signature for root in roots for stored in queries.known(session, root.path).values() for signature in stored
+        }
+    tracker = Tracker(
+        run_of=lambda root, path: by_path[root].run_of(path),
+        policy=policy,
+        root_policies={
+            root.path: replace(policy, settle_seconds=watch.settle_seconds_network)
+            for root in roots
+            if filesystem_kind(root.path) == NETWORK
+        },
+        known=known,
+    )
+    scanners = tuple(Scanner(root.path, rules, skip_directories=root.nested) for root in roots)
+    return WatchParts(roots=roots, rules=rules, scanners=scanners, tracker=tracker)
+
+
+def web_settings(config: Config) -> WebSettings:
+    """Return how the page is guarded, secrets resolved; `config` was checked, so they are there."""
+    auth = config.serve.auth
+    return WebSettings(
+        listen_host=config.serve.host,
+        allowed_hosts=config.serve.allowed_hosts,
+        token=None if auth.token is None else resolve_secret(auth.token).get_secret_value(),
+        username=auth.username,
+        password=None if auth.password is None else resolve_secret(auth.password).get_secret_value(),
+    )
+
+
+def _default(name: str) -> RuleSetting:
+    return alert_registry.rule_setting(name, {})

@@ -1,0 +1,42 @@
+"""`ckptwatch runs`: the runs that the database knows."""
+
+from __future__ import annotations
+
+import time
+
+from monitor.commands.console import ConfigOption, DatabaseOption, JsonOption, age, console, number, print_json, table
+from monitor.commands.environment import existing_database
+from monitor.show.documents import runs_document
+from monitor.stored_views import StoredViews
+
+
+def runs(config: ConfigOption = None, db: DatabaseOption = None, json: JsonOption = False) -> None:
+    """List the runs with their health, last step and last good checkpoint.
+
+    Example: ckptwatch runs --json
+    """
+    with existing_database(config, db) as database:
+        views = StoredViews(database).views()
+    if json:
+        print_json(runs_document(views))
+        return
+    now = time.time()
+    columns = [("run", "left"), ("health", "left"), ("step", "right"), ("checkpoints", "right"), ("last", "right")]
+    columns += [("gradient", "right"), ("last good", "right"), ("why", "left")]
+    rows = []
+    for view in views:
+        newest = view.newest
+        gradient = newest.gradient if newest else None
+        rows.append(
+            [
+                view.run.run,
+                "healthy" if view.healthy else "BAD",
+                "–" if view.run.last_step is None else str(view.run.last_step),
+                str(view.run.n_snapshots),
+                "–" if view.run.last_written_at is None else f"{age(now - view.run.last_written_at)} ago",
+                number(gradient.norm if gradient else None),
+                "–" if view.last_good is None else f"step {view.last_good.step}",
+                view.health_reason,
+            ]
+        )
+    console().print(table(None, columns, rows))

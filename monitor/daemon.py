@@ -1,0 +1,325 @@
+"""The composition root: builds every part from a Config, owns the loop, and takes it all down again.
+
+One thread scans, settles, records and judges; everything else (events, timers, workers, the page, deliveries) only
+wakes it or reads the database. A fault of the database pauses the loop; the files on disk are the queue.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from apscheduler.schedulers.background import BackgroundScheduler
+from prometheus_client import CollectorRegistry
+
+from alerts import registry as alert_registry
+from alerts.delivery import Delivery, DeliveryPolicy, DeliveryResult
+from alerts.engine import Engine
+from alerts.notifier import Notifier
+from monitor import __version__
+from monitor.assembly import engine_settings, measure_options, pool_options, watch_parts, web_settings
+from monitor.backlog import Backlog, Retried
+from monitor.config import Config, default_database_url, notifier_config
+from monitor.measure.workers import WorkerPool
+from monitor.pipeline import Pipeline, Recorded, is_still_there
+from monitor.show.exporter import ExporterOptions, MetricsDetail, StorageCollector
+from monitor.show.telemetry import Telemetry
+from monitor.show.web.app import create_app
+from monitor.show.web.server import ServerHandle, serve_in_thread
+from monitor.stored_views import StoredViews
+from monitor.watch.events import EventHints
+from storage import queries, writer
+from storage.database import Database, open_database
+from storage.errors import DatabaseError
+
+TICK_SECONDS = 15.0
+WAIT_SECONDS_MAX = 5.0
+DATABASE_PAUSE_SECONDS = (1.0, 30.0)  # first and longest pause while the database cannot be written
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DaemonOptions:
+    """What a caller may choose beside the configuration: `scan` neither serves nor notifies, and watches no events."""
+
+    serves: bool = True
+    notifies: bool = True
+    hints: bool = True
+    incomplete_timeout_seconds: float | None = None
+
+
+class Daemon:
+    """A running ckptwatch. Build it, `start`, then `run` in one thread until `stop` is called from anywhere.
+
+    `on_event` is told about every recorded or retried checkpoint, from the loop's thread.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        options: DaemonOptions | None = None,
+        on_event: Callable[[Recorded | Retried], None] = lambda _: None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Build every part; raises ConfigError, DatabaseError or ValueError, and leaves nothing open then."""
+        self.config = config
+        self._options = options or DaemonOptions()
+        self._on_event = on_event
+        self._clock = clock
+        self._wake = threading.Event()
+        self._stopping = threading.Event()
+        self._scan_asked = threading.Event()
+        self._tick_asked = threading.Event()
+        self._hinted: set[str] = set()
+        self._hinted_lock = threading.Lock()
+        self._database_pause = 0.0
+        self._is_ready = False
+        notifiers = _build_notifiers(config) if self._options.notifies else {}
+        settings = engine_settings(config, routes=self._options.notifies)
+        self.registry = CollectorRegistry(auto_describe=False)
+        self.telemetry = Telemetry(
+            self.registry, version=__version__, notifiers=notifiers, rules=[s.name for s in settings.rules]
+        )
+        self.database: Database = open_database(config.storage.url or default_database_url())
+        self._pool = WorkerPool(pool_options(config))
+        self._engine = Engine(settings, clock=clock, exists=is_still_there)
+        pipeline = Pipeline(
+            database=self.database,
+            engine=self._engine,
+            pool=self._pool,
+            options=measure_options(config),
+            bytes_per_second=config.measure.bytes_per_second,
+            clock=clock,
+        )
+        parts = watch_parts(config, self.database, incomplete_timeout_seconds=self._options.incomplete_timeout_seconds)
+        self._roots = parts.roots
+        self._rules = parts.rules
+        self.backlog = Backlog(
+            scanners=parts.scanners,
+            tracker=parts.tracker,
+            pipeline=pipeline,
+            n_workers=config.measure.workers,
+            wake=self._wake.set,
+        )
+        self.views = StoredViews(self.database)
+        self._delivery = Delivery(
+            self.database,
+            notifiers,
+            clock=clock,
+            policy=DeliveryPolicy(give_up_seconds=config.notify.dead_letter_seconds),
+            on_result=self._delivered,
+        )
+        self._scheduler: BackgroundScheduler | None = None
+        self._hints: EventHints | None = None
+        self._server: ServerHandle | None = None
+        self._known_crashes = 0
+        self._known_events = 0
+        self.telemetry.watch_backlog(self._oldest_seconds)
+        self._collect_storage({s.name: s.severity or s.rule.severity for s in settings.rules})
+
+    @property
+    def url(self) -> str | None:
+        """Return the address of the page, None while it is not served."""
+        return None if self._server is None else self._server.url
+
+    def start(self) -> None:
+        """Serve the page, begin to deliver and to listen for events; raises ServeError when the port cannot be had."""
+        serve = self.config.serve
+        if self._options.serves and serve.enabled:
+            app = create_app(
+                web_settings(self.config), self.views.sources(), self.registry, self._readiness, self._clock
+            )
+            self._server = serve_in_thread(app, serve.host, serve.port)
+            log.info("serving the page and /metrics on %s", self._server.url)
+        if self._options.notifies:
+            self._delivery.start()
+        if self._options.hints:
+            self._hints = EventHints(self._hint)
+            use_events = {"auto": None, "always": False, "never": True}[self.config.watch.polling]
+            for root in self._roots:
+                state = self._hints.watch(root.path, self._rules, use_events=use_events)
+                if state.reason:
+                    log.warning("%s is found by scans alone: %s", root.path, state.reason)
+        self._scheduler = BackgroundScheduler(timezone="UTC", job_defaults={"coalesce": True, "max_instances": 1})
+        for name, asked, seconds in (
+            ("scan", self._scan_asked, self.config.watch.scan_interval_seconds),
+            ("tick", self._tick_asked, TICK_SECONDS),
+        ):
+            self._scheduler.add_job(
+                self._ask, "interval", seconds=seconds, args=[asked], id=name, misfire_grace_time=None
+            )
+        self._scheduler.start()
+
+    def run(self, *, until_done: bool = False) -> None:
+        """Work until `stop` is called; with `until_done` return as soon as everything that was found is stored."""
+        self._scan_asked.set()
+        self._tick_asked.set()
+        while not self._stopping.is_set():
+            self._wake.clear()
+            try:
+                self._turn()
+                self._database_pause = 0.0
+            except DatabaseError as error:
+                self._pause_for(error)
+                continue
+            except Exception:  # the supervisor of the loop: one bad turn must not end the watch
+                log.exception("an unexpected error in the daemon's loop; going on")
+                self.telemetry.supervisor_errors.inc()
+                self._stopping.wait(1.0)
+                continue
+            self._is_ready = True
+            if until_done and self.backlog.n_pending == 0:
+                return
+            self._wake.wait(self._wait_seconds())
+
+    def stop(self) -> None:
+        """Ask `run` to return; safe in a signal handler and from any thread."""
+        self._stopping.set()
+        self._wake.set()
+
+    def close(self) -> None:
+        """Take everything down, within about ten seconds."""
+        self._stopping.set()
+        if self._scheduler is not None:
+            self._scheduler.shutdown(wait=False)
+        if self._hints is not None:
+            self._hints.stop()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._options.notifies:
+            self._delivery.stop(3.0)
+        if self._server is not None:
+            self._server.stop()
+        self.database.close()
+
+    def _turn(self) -> None:
+        now = self._clock()
+        self._scan(now)
+        for event in self.backlog.advance(now):
+            self._account(event)
+        if self._tick_asked.is_set():
+            self._tick_asked.clear()
+            self._tick(now)
+
+    def _scan(self, now: float) -> None:
+        with self._hinted_lock:
+            hinted, self._hinted = self._hinted, set()
+        asked: Iterable[str | None] = hinted
+        if self._scan_asked.is_set():
+            self._scan_asked.clear()
+            asked = [None]
+            if self._hints is not None:
+                for state in self._hints.refresh():
+                    log.warning("%s: %s", state.root, state.reason or "events arrive again")
+        for root in asked:
+            with self.telemetry.scan_seconds.time():
+                problems = self.backlog.scan(now, root)
+            self.telemetry.scan_failures.inc(len(problems))
+            for problem in problems[:10]:
+                log.warning("cannot look at %s: %s", problem.path, problem.problem.message)
+
+    def _tick(self, now: float) -> None:
+        """Ask the rules about time, and note which runs have ended."""
+        with self.database.read() as session:
+            runs = queries.runs(session)
+        for run in runs:
+            latest = max((t for t in (run.last_written_at, run.last_measured_at) if t is not None), default=now)
+            active = now - latest < self.config.watch.run_idle_seconds
+            if active != run.active:
+                with self.database.write() as session:
+                    writer.set_run_active(session, run.run, active)
+            if active:
+                outcome = self._engine.tick(self.database, run.run, now)
+                self._count_failures([failure.rule for failure in outcome.failures])
+                if outcome.n_enqueued:
+                    self._delivery.wake()
+        counts = self._pool.counts
+        self.telemetry.worker_crashes.inc(counts.n_crashes + counts.n_timeouts - self._known_crashes)
+        self._known_crashes = counts.n_crashes + counts.n_timeouts
+        if self._hints is not None:
+            self.telemetry.events.inc(self._hints.counts.n_events - self._known_events)
+            self._known_events = self._hints.counts.n_events
+
+    def _account(self, event: Recorded | Retried) -> None:
+        """Count, log and pass on what happened to one checkpoint."""
+        if isinstance(event, Retried):
+            log.info("%s is tried again: %s: %s", event.checkpoint.path, event.problem.kind, event.problem.message)
+        else:
+            snapshot = event.snapshot
+            problem = snapshot.problem
+            if event.outcome.stored:
+                self.telemetry.count_snapshot(
+                    problem=None if problem is None else problem.kind,
+                    bytes_read=snapshot.bytes_read,
+                    duration_seconds=snapshot.duration_seconds,
+                )
+            if problem is not None:
+                log.warning("%s cannot be measured: %s: %s", snapshot.checkpoint.path, problem.kind, problem.message)
+            for finding in event.outcome.findings:
+                log.warning("%s: %s", finding.run, finding.summary)
+            self._count_failures([failure.rule for failure in event.outcome.failures])
+            self.views.forget()
+            if event.outcome.n_enqueued:
+                self._delivery.wake()
+        self._on_event(event)
+
+    def _count_failures(self, rules: Iterable[str]) -> None:
+        for rule in rules:
+            self.telemetry.rule_errors.labels(rule).inc()
+
+    def _delivered(self, result: DeliveryResult) -> None:
+        self.telemetry.count_notification(result.notifier, delivered=result.error is None, now=result.at)
+
+    def _pause_for(self, error: DatabaseError) -> None:
+        first, longest = DATABASE_PAUSE_SECONDS
+        self._database_pause = min(max(first, self._database_pause * 2), longest)
+        log.error("%s; trying again in %.0f s", error, self._database_pause)
+        self._is_ready = False
+        self.telemetry.supervisor_errors.inc()
+        self._stopping.wait(self._database_pause)
+
+    def _wait_seconds(self) -> float:
+        due_at = self.backlog.next_due_at()
+        if due_at is None:
+            return WAIT_SECONDS_MAX
+        return min(max(due_at - self._clock(), 0.0), WAIT_SECONDS_MAX)
+
+    def _hint(self, root: str) -> None:
+        with self._hinted_lock:
+            self._hinted.add(root)
+        self._wake.set()
+
+    def _ask(self, asked: threading.Event) -> None:
+        asked.set()
+        self._wake.set()
+
+    def _oldest_seconds(self) -> float:
+        oldest = self.backlog.oldest_pending_at()
+        return 0.0 if oldest is None else max(self._clock() - oldest, 0.0)
+
+    def _readiness(self) -> str | None:
+        return None if self._is_ready else "the first scan is not done, or the database cannot be used"
+
+    def _collect_storage(self, rules: dict[str, Any]) -> None:
+        serve = self.config.serve
+        options = ExporterOptions(
+            detail=MetricsDetail(serve.metrics_detail),
+            series_max=serve.max_series,
+            run_ttl_seconds=serve.run_ttl_seconds,
+            rules=rules,
+        )
+        self.registry.register(StorageCollector(self.views.sources(), options, self._clock))
+
+
+def _build_notifiers(config: Config) -> dict[str, Notifier]:
+    """Return the configured notifiers by name; raises ConfigError."""
+    built: dict[str, Notifier] = {}
+    for index, entry in enumerate(config.notify.notifiers):
+        own = notifier_config(entry, f"notify.notifiers.{index}")
+        built[entry.label] = alert_registry.build_notifier(entry.kind, own)
+    return built

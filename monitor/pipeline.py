@@ -1,0 +1,166 @@
+"""One checkpoint from settled to stored and judged: a worker measures it, its snapshot is assembled and recorded.
+
+Shared by the daemon and by `scan`. Owns no loop and no thread; the caller says when, and feeds the outcome back to its
+tracker.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from alerts.engine import Engine, RecordOutcome
+from monitor.measure.assemble import Reference, assemble, failed
+from monitor.measure.codec import measured_from_json
+from monitor.measure.options import MeasureOptions
+from monitor.measure.workers import WorkerError, WorkerPool
+from monitor.watch.runs import next_attempt, signature
+from monitor.watch.scanner import stat_file
+from storage import queries
+from storage.database import Database
+from storage.records import Checkpoint, Problem, ProblemKind, Snapshot, SnapshotStatus, StoredSnapshot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """A checkpoint that was stored, with what the rules made of it."""
+
+    snapshot: Snapshot
+    outcome: RecordOutcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InFlight:
+    """A checkpoint that a worker is reading; `compared` is the snapshot whose file is read beside it, None without."""
+
+    checkpoint: Checkpoint
+    future: Future[dict[str, Any]]
+    submitted_at: float
+    compared: StoredSnapshot | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pipeline:
+    """The parts that turn a settled checkpoint into a stored snapshot.
+
+    `clock` gives Unix seconds, `monotonic` seconds for durations. `bytes_per_second` None reads as fast as it can.
+    """
+
+    database: Database
+    engine: Engine
+    pool: WorkerPool
+    options: MeasureOptions
+    bytes_per_second: int | None = None
+    clock: Callable[[], float] = time.time
+    monotonic: Callable[[], float] = field(default=time.monotonic)
+
+    def submit(self, checkpoint: Checkpoint) -> InFlight:
+        """Send a checkpoint to a worker; the future ends with the worker's JSON or a WorkerError."""
+        compared = self._file_to_compare(checkpoint)
+        payload = {
+            "path": checkpoint.path,
+            "options": dataclasses.asdict(self.options),
+            "reference_path": compared.path if compared else None,
+            "bytes_per_second": self.bytes_per_second,
+        }
+        future: Future[dict[str, Any]] = self.pool.submit("measure", payload)
+        return InFlight(checkpoint=checkpoint, future=future, submitted_at=self.monotonic(), compared=compared)
+
+    def finish(self, flight: InFlight) -> Recorded | Problem:
+        """Turn a worker's answer into a stored snapshot, or return the problem that kept it from being measured.
+
+        What was read is thrown away when the file is no longer the one that had settled. Call only with a finished
+        future. Raises a DatabaseError when the snapshot cannot be stored; the checkpoint is then still to be done.
+        """
+        checkpoint = flight.checkpoint
+        try:
+            answer = flight.future.result(timeout=0)
+        except WorkerError as error:
+            return error.problem
+        except CancelledError:
+            return Problem(kind=ProblemKind.CHANGED, message="cancelled before it was read")
+        try:
+            measured = measured_from_json(answer)
+        except ValueError as error:
+            return Problem(
+                kind=ProblemKind.WORKER_CRASHED, message=f"the worker's answer makes no sense: {error}"[:500]
+            )
+        if not _is_unchanged(checkpoint):
+            return Problem(kind=ProblemKind.CHANGED, message="the file was rewritten while it was read")
+        step = measured.step if measured.step is not None else checkpoint.step
+        with self.database.read() as session:
+            attempt = next_attempt(
+                queries.newest(session, checkpoint.run), step, checkpoint.written_at, path=checkpoint.path
+            )
+            stored = queries.reference(session, checkpoint.run, attempt, step=step, written_at=checkpoint.written_at)
+            reference = None
+            if stored is not None:
+                reference = Reference(
+                    snapshot=stored,
+                    tensors=queries.tensors(session, stored.id, with_sketch=True),
+                    scalars=queries.scalars(session, stored.id),
+                )
+        if stored is None or flight.compared is None or stored.id != flight.compared.id:
+            measured = dataclasses.replace(measured, exact_drifts=())
+        snapshot = assemble(
+            checkpoint,
+            measured,
+            reference,
+            attempt,
+            measured_at=self.clock(),
+            duration_seconds=self.monotonic() - flight.submitted_at,
+        )
+        return Recorded(snapshot=snapshot, outcome=self.engine.record(self.database, snapshot))
+
+    def store_failure(self, checkpoint: Checkpoint, problem: Problem) -> Recorded:
+        """Store that a checkpoint cannot be measured, and why."""
+        with self.database.read() as session:
+            attempt = next_attempt(
+                queries.newest(session, checkpoint.run), checkpoint.step, checkpoint.written_at, path=checkpoint.path
+            )
+        snapshot = failed(checkpoint, problem, attempt, measured_at=self.clock(), duration_seconds=0.0)
+        return Recorded(snapshot=snapshot, outcome=self.engine.record(self.database, snapshot))
+
+    def _file_to_compare(self, checkpoint: Checkpoint) -> StoredSnapshot | None:
+        """Return the earlier snapshot whose file is still there, unchanged and small enough to be read again."""
+        if self.options.drift == "sketch":
+            return None
+        with self.database.read() as session:
+            newest = queries.newest(session, checkpoint.run)
+            if newest is None:
+                return None
+            earlier = queries.reference(
+                session, checkpoint.run, newest.attempt, step=checkpoint.step, written_at=checkpoint.written_at
+            )
+        if (
+            earlier is None
+            or earlier.path == checkpoint.path
+            or earlier.size_bytes > self.options.exact_drift_bytes_max
+        ):
+            return None
+        return earlier if is_still_there(earlier) else None
+
+
+def is_still_there(snapshot: StoredSnapshot) -> bool:
+    """Say whether the very bytes that were measured are still on disk under the same path."""
+    if snapshot.status is not SnapshotStatus.COMPLETE:
+        return False
+    file = _stat_or_none(snapshot.path)
+    return file is not None and signature((file,), snapshot.path) == snapshot.signature
+
+
+def _is_unchanged(checkpoint: Checkpoint) -> bool:
+    """Say whether the file is still the one that had settled; deleted after reading counts as unchanged."""
+    file = _stat_or_none(checkpoint.path)
+    return file is None or signature((file,), checkpoint.path) == checkpoint.signature
+
+
+def _stat_or_none(path: str) -> Any:
+    try:
+        return stat_file(path)
+    except OSError:
+        return None

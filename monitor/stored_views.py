@@ -1,0 +1,113 @@
+"""Views of what is stored, for the page, the exporter and the commands: database and verdict joined into `Sources`."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+from alerts.verdict import health, last_good
+from monitor.pipeline import is_still_there
+from monitor.show.views import AlertQuery, Measurement, RunView, SourceError, Sources
+from storage import queries
+from storage.database import Database
+from storage.errors import DatabaseError
+from storage.records import Alert, AlertState, RunSummary, StoredSnapshot
+
+RECENT_SNAPSHOTS_MAX = 256
+VIEWS_SECONDS_MAX = 2.0  # a view may be this old: whether a file still exists is asked of a filesystem that may be slow
+
+T = TypeVar("T")
+
+
+class StoredViews:
+    """Builds views from the database; the list of runs is kept for a moment, since scrapes and pages ask together."""
+
+    def __init__(self, database: Database, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._database = database
+        self._monotonic = monotonic
+        self._lock = threading.Lock()
+        self._views: tuple[RunView, ...] = ()
+        self._built_at: float | None = None
+
+    def sources(self) -> Sources:
+        """Return the functions that the page, the API and the exporter ask."""
+        return Sources(views=self.views, history=self.history, alerts=self.alerts, measurement=self.measurement)
+
+    def forget(self) -> None:
+        """Build the list of runs anew when it is asked for next: something was stored."""
+        with self._lock:
+            self._built_at = None
+
+    def views(self) -> Sequence[RunView]:
+        """Return one view a run, by name."""
+        with self._lock:
+            now = self._monotonic()
+            if self._built_at is None or now - self._built_at > VIEWS_SECONDS_MAX:
+                self._views = tuple(self._build())
+                self._built_at = now
+            return self._views
+
+    def view(self, run: str) -> RunView | None:
+        """Return the view of one run, None for an unknown one."""
+        return next((view for view in self.views() if view.run.run == run), None)
+
+    def history(self, run: str, limit: int) -> Sequence[StoredSnapshot] | None:
+        """Return the latest `limit` snapshots of a run, oldest first; None for an unknown run."""
+        with _readable(), self._database.read() as session:
+            if queries.run(session, run) is None:
+                return None
+            return queries.history(session, run, limit=limit)
+
+    def alerts(self, query: AlertQuery) -> Sequence[Alert]:
+        """Return the alerts asked for, newest first."""
+        with _readable(), self._database.read() as session:
+            return queries.alerts(
+                session,
+                run=query.run,
+                since=query.since,
+                state=None if query.state is None else AlertState(query.state),
+                limit=query.limit,
+            )
+
+    def measurement(self, snapshot_id: int) -> Measurement:
+        """Return the tensors, drifts and scalars of one snapshot, without sketches."""
+        with _readable(), self._database.read() as session:
+            return Measurement(
+                tensors=queries.tensors(session, snapshot_id),
+                drifts=queries.drifts(session, snapshot_id),
+                scalars=queries.scalars(session, snapshot_id),
+            )
+
+    def _build(self) -> list[RunView]:
+        with _readable(), self._database.read() as session:
+            open_alerts: dict[str, list[Alert]] = {}
+            for alert in queries.open_alerts(session):
+                open_alerts.setdefault(alert.run, []).append(alert)
+            known = [
+                (run, queries.history(session, run.run, limit=RECENT_SNAPSHOTS_MAX)) for run in queries.runs(session)
+            ]
+        return [_view(run, recent, open_alerts.get(run.run, [])) for run, recent in known]
+
+
+def _view(run: RunSummary, recent: list[StoredSnapshot], open_alerts: list[Alert]) -> RunView:
+    verdict = health(recent, open_alerts)
+    return RunView(
+        run=run,
+        newest=recent[-1] if recent else None,
+        healthy=verdict.healthy,
+        health_reason=verdict.reason,
+        last_good=last_good(recent, exists=is_still_there),
+        firing=tuple(a for a in open_alerts if a.state is AlertState.FIRING),
+        recent=tuple(recent),
+    )
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    try:
+        yield
+    except DatabaseError as error:
+        raise SourceError(str(error)) from error
