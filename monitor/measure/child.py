@@ -83,6 +83,8 @@ class Child:
         Raises ChildTimeoutError, ChildError, or FrameError when the answer is no frame; after any of them the child
         must be closed.
         """
+        if _is_readable(self._stdout):
+            raise frames.FrameError("the worker sent something without being asked")
         return self._exchange(request, timeout_seconds, "answer")
 
     def kill(self) -> None:
@@ -160,15 +162,17 @@ class Child:
             status = self._process.wait(timeout=5.0)
         except subprocess.TimeoutExpired:
             raise ChildError("the worker closed its output without an answer") from None
-        while self._read_errors_left():
+        while _is_readable(self._stderr) and self._read_errors():
             pass
         if status == -signal.SIGXCPU:
             raise ChildTimeoutError("the worker used up its CPU time and was stopped")
         raise ChildError(f"the worker {_end(status)}{_last_line(bytes(self._tail))}")
 
-    def _read_errors_left(self) -> bool:
-        ready, _, _ = select.select([self._stderr], [], [], 0)
-        return bool(ready) and self._read_errors()
+
+def _is_readable(descriptor: int) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _end(status: int) -> str:

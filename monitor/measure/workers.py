@@ -18,7 +18,7 @@ from concurrent.futures import Executor, Future
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from monitor.measure import frames
 from monitor.measure.child import Child, ChildError, ChildTimeoutError
@@ -29,7 +29,7 @@ from storage.records import Problem, ProblemKind
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-_STOP_SECONDS = 5.0
+_STOP_SECONDS = 2.0
 
 
 class WorkerError(Exception):
@@ -120,9 +120,13 @@ class WorkerPool(Executor):
         self._is_closed = False
         self._is_killed = False
 
-    def submit(  # type: ignore[override]
-        self, fn: Callable[..., T] | str, /, *args: object, timeout_seconds: float | None = None
-    ) -> Future[T]:
+    @overload  # type: ignore[override]
+    def submit(self, fn: str, /, *args: object, timeout_seconds: float | None = None) -> Future[Any]: ...
+    @overload
+    def submit(self, fn: Callable[..., T], /, *args: object, timeout_seconds: float | None = None) -> Future[T]: ...
+    def submit(
+        self, fn: Callable[..., Any] | str, /, *args: object, timeout_seconds: float | None = None
+    ) -> Future[Any]:
         """Queue a task: a name from the allow-list, or the function that the list names.
 
         Arguments and result are JSON. `timeout_seconds` replaces the pool's own limit for this task. The future's
@@ -132,7 +136,7 @@ class WorkerPool(Executor):
         name = self._name_of(fn)
         request = frames.encode({"task": name, "args": list(args)}, bytes_max=frames.REQUEST_BYTES_MAX)
         timeout = self.options.task_timeout_seconds if timeout_seconds is None else timeout_seconds
-        future: Future[T] = Future()
+        future: Future[Any] = Future()
         with self._lock:
             if self._is_closed:
                 raise RuntimeError("the worker pool was shut down")
@@ -276,7 +280,7 @@ class WorkerPool(Executor):
             if self._is_killed:
                 raise ChildError("the pool is shut down")
             child = Child(
-                [sys.executable, "-I", "-c", _BOOT, json.dumps(settings)],
+                [sys.executable, "-I", "-B", "-c", _BOOT, json.dumps(settings)],
                 environment=worker_environment(os.environ),
                 result_bytes_max=self.options.result_bytes_max,
             )
@@ -297,6 +301,7 @@ class WorkerPool(Executor):
         child.close(timeout_seconds=0.0 if kill else _STOP_SECONDS)
 
 
+# -B: under a limit on file size the interpreter could leave a bytecode file that is cut off, and spoil later starts.
 # -I leaves out the current directory, PYTHONPATH and the user's own packages; what the parent itself imports from is
 # handed over by name instead, behind the installation's own paths.
 _BOOT = """\
