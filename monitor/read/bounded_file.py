@@ -85,7 +85,7 @@ class BoundedFile:
 
     def read_into(self, offset: int, buffer: memoryview | bytearray | npt.NDArray[np.generic]) -> None:
         """Fill a writable, contiguous buffer from `offset`; errors as for `read`."""
-        view = memoryview(buffer).cast("B")
+        view = (buffer.data if isinstance(buffer, np.ndarray) else memoryview(buffer)).cast("B")
         self._check_range(offset, view.nbytes)
         self._fill(offset, view)
 

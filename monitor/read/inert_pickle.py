@@ -7,20 +7,18 @@ others to decide. Every length is checked against what is there before anything 
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Callable
 from typing import NoReturn
 
 from monitor.read.inert_nodes import Items, Node, Pairs, Persistent, PickleResult, Ref
+from monitor.read.pickle_values import decimal, in_pairs, unescape, within_64_bits
 from monitor.read.reader import CorruptError, LimitError, ReadLimits, UnsupportedError
 
 MEMO_ENTRIES_MAX = 2_000_000
 MARK_DEPTH_MAX = 10_000
 NUMBER_BYTES_MAX = 1024
 GLOBALS_KEPT_MAX = 1000
-BIG_INTEGER = "<bigint>"  # stands for an integer outside of 64 bits
-_INTEGER_MAX = 2**63
 
 
 def parse(data: bytes, limits: ReadLimits, *, allow_trailing: bool = False) -> PickleResult:
@@ -94,9 +92,22 @@ class _Machine:
         self.position = stop
         return self.data[start:stop]
 
+    def byte(self) -> int:
+        """Return the next byte of the current frame."""
+        position = self.position
+        if position >= self.end:
+            raise CorruptError(f"an opcode at byte {position} needs a byte, none is left")
+        self.position = position + 1
+        return self.data[position]
+
     def unsigned(self, n_bytes: int) -> int:
         """Return the next bytes as an unsigned integer."""
-        return int.from_bytes(self.take(n_bytes), "little")
+        start = self.position
+        stop = start + n_bytes
+        if stop > self.end:
+            raise CorruptError(f"an opcode at byte {start} needs {n_bytes} bytes, {self.end - start} are left")
+        self.position = stop
+        return int.from_bytes(self.data[start:stop], "little")
 
     def line(self) -> bytes:
         """Return the text up to the next newline, without it."""
@@ -172,13 +183,13 @@ class _Machine:
         self.stack.append(self.stack[-1])
 
     def op_put(self) -> None:
-        index = _decimal(self.number_line())
+        index = decimal(self.number_line())
         if not 0 <= index < 2**32:
             raise CorruptError(f"the pickle memorises at the impossible index {index}")
         self.put(index)
 
     def op_binput(self) -> None:
-        self.put(self.unsigned(1))
+        self.put(self.byte())
 
     def op_long_binput(self) -> None:
         self.put(self.unsigned(4))
@@ -187,10 +198,10 @@ class _Machine:
         self.put(len(self.memo))
 
     def op_get(self) -> None:
-        self.get(_decimal(self.number_line()))
+        self.get(decimal(self.number_line()))
 
     def op_binget(self) -> None:
-        self.get(self.unsigned(1))
+        self.get(self.byte())
 
     def op_long_binget(self) -> None:
         self.get(self.unsigned(4))
@@ -224,22 +235,22 @@ class _Machine:
         if text in (b"00", b"01"):
             self.stack.append(text == b"01")
         else:
-            self.stack.append(_within_64_bits(_decimal(text)))
+            self.stack.append(within_64_bits(decimal(text)))
 
     def op_long(self) -> None:
-        self.stack.append(_within_64_bits(_decimal(self.number_line().removesuffix(b"L"))))
+        self.stack.append(within_64_bits(decimal(self.number_line().removesuffix(b"L"))))
 
     def op_binint(self) -> None:
         self.stack.append(int.from_bytes(self.take(4), "little", signed=True))
 
     def op_binint1(self) -> None:
-        self.stack.append(self.unsigned(1))
+        self.stack.append(self.byte())
 
     def op_binint2(self) -> None:
         self.stack.append(self.unsigned(2))
 
     def op_long1(self) -> None:
-        self.stack.append(_within_64_bits(int.from_bytes(self.take(self.unsigned(1)), "little", signed=True)))
+        self.stack.append(within_64_bits(int.from_bytes(self.take(self.byte()), "little", signed=True)))
 
     def op_long4(self) -> None:
         n_bytes = self.unsigned(4)
@@ -248,7 +259,7 @@ class _Machine:
         raw = self.take(n_bytes)
         if n_bytes > NUMBER_BYTES_MAX:
             raise LimitError(f"an integer in the pickle has {n_bytes} bytes, the limit is {NUMBER_BYTES_MAX}")
-        self.stack.append(_within_64_bits(int.from_bytes(raw, "little", signed=True)))
+        self.stack.append(within_64_bits(int.from_bytes(raw, "little", signed=True)))
 
     def op_float(self) -> None:
         text = self.number_line()
@@ -266,20 +277,20 @@ class _Machine:
         text = self.line().strip()
         if len(text) < 2 or text[:1] != text[-1:] or text[:1] not in (b"'", b'"'):
             raise CorruptError(f"the pickle has a text without quotes before byte {self.position}")
-        self.stack.append(_unescape(text[1:-1]))
+        self.stack.append(unescape(text[1:-1]))
 
     def op_binstring(self) -> None:
         n_bytes = self.unsigned(4)
         self.stack.append(self.take(n_bytes).decode("latin-1"))
 
     def op_short_binstring(self) -> None:
-        self.stack.append(self.take(self.unsigned(1)).decode("latin-1"))
+        self.stack.append(self.take(self.byte()).decode("latin-1"))
 
     def op_unicode(self) -> None:
         self.stack.append(self.line().decode("raw_unicode_escape"))
 
     def op_short_binunicode(self) -> None:
-        self.stack.append(self.take(self.unsigned(1)).decode("utf-8", "surrogatepass"))
+        self.stack.append(self.take(self.byte()).decode("utf-8", "surrogatepass"))
 
     def op_binunicode(self) -> None:
         self.stack.append(self.take(self.unsigned(4)).decode("utf-8", "surrogatepass"))
@@ -288,7 +299,7 @@ class _Machine:
         self.stack.append(self.take(self.unsigned(8)).decode("utf-8", "surrogatepass"))
 
     def op_short_binbytes(self) -> None:
-        self.stack.append(self.take(self.unsigned(1)))
+        self.stack.append(self.take(self.byte()))
 
     def op_binbytes(self) -> None:
         self.stack.append(self.take(self.unsigned(4)))
@@ -349,7 +360,7 @@ class _Machine:
     def op_dict(self) -> None:
         items = self.pop_mark()
         made = Pairs()
-        made.pairs.extend(_in_pairs(items))
+        made.pairs.extend(in_pairs(items))
         self.stack.append(made)
 
     def op_setitem(self) -> None:
@@ -359,7 +370,7 @@ class _Machine:
 
     def op_setitems(self) -> None:
         items = self.pop_mark()
-        self._put_in(_in_pairs(items))
+        self._put_in(in_pairs(items))
 
     def _put_in(self, pairs: list[tuple[object, object]]) -> None:
         target = self.stack[-1]
@@ -447,37 +458,6 @@ class _Machine:
 
 _BIG_ENDIAN_DOUBLE = struct.Struct(">d")
 _STOP = ord(".")
-_ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|[0-7]{1,3}|.)", re.DOTALL)
-_SIMPLE_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "a": "\a", "b": "\b", "f": "\f", "v": "\v"}
-
-
-def _decimal(text: bytes) -> int:
-    digits = text.removeprefix(b"-")
-    if not digits.isdigit():
-        raise CorruptError("the pickle has an integer that is none")
-    return int(text)
-
-
-def _within_64_bits(value: int) -> int | str:
-    return value if -_INTEGER_MAX <= value < _INTEGER_MAX else BIG_INTEGER
-
-
-def _in_pairs(items: list[object]) -> list[tuple[object, object]]:
-    if len(items) % 2:
-        raise CorruptError("the pickle has a dict with a key that has no value")
-    return list(zip(items[::2], items[1::2], strict=True))
-
-
-def _unescape(text: bytes) -> str:
-    def one(match: re.Match[str]) -> str:
-        body = match[1]
-        if body[0] == "x" and len(body) == 3:
-            return chr(int(body[1:], 16))
-        if body[0] in "01234567":
-            return chr(int(body, 8) & 0xFF)
-        return _SIMPLE_ESCAPES.get(body, body)
-
-    return _ESCAPE.sub(one, text.decode("latin-1"))
 
 
 def _opcode_table() -> list[Callable[[_Machine], None]]:

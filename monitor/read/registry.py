@@ -30,6 +30,8 @@ from monitor.read.reader import (
 )
 
 READERS = {
+    "npy": "monitor.read.formats.npy:NpyReader",
+    "npz": "monitor.read.formats.npz:NpzReader",
     "safetensors": "monitor.read.formats.safetensors:SafetensorsReader",
     "torch_zip": "monitor.read.formats.torch_zip:TorchZipReader",
 }

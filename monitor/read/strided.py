@@ -19,7 +19,10 @@ from monitor.read.reader import Chunk
 from monitor.read.sources import ByteSource
 
 _SPAN_SHARE_MIN = 0.125  # a stretch is read as a whole when at least this share of it is wanted
-_SPAN_BYTES_MIN = 64 * 1024  # and always when it is this small
+_SPAN_BYTES_MIN = 16 * 1024  # and always when it is this small
+
+# Values are moved as plain words, which NumPy copies faster than its own or foreign types.
+_MOVED_AS = {1: "u1", 2: "u2", 4: "u4", 8: "u8", 16: "c16"}
 
 _Axes = tuple[tuple[int, int], ...]  # (size, stride) from the outermost to the innermost, in elements
 
@@ -43,6 +46,11 @@ class Layout:
     def n_elements(self) -> int:
         """Return the product of the shape."""
         return prod(self.shape)
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Say whether the elements lie back to back in C order."""
+        return 0 in self.shape or _merged(self) in ((), ((self.n_elements, 1),))
 
     @property
     def stop(self) -> int:
@@ -79,25 +87,25 @@ class ChunkReader:
         itemsize = layout.dtype.itemsize
         step = self._chunk_bytes // itemsize
         self._buffer = _grown(self._buffer, min(step, n_elements) * itemsize)
-        axes = _merged(layout)
-        if axes in ((), ((n_elements, 1),)):
+        if layout.is_contiguous:
             for first in range(0, n_elements, step):
                 n = min(step, n_elements - first)
                 raw = self._buffer[: n * itemsize]
-                source.read_into((layout.offset + first) * itemsize, memoryview(raw))
+                source.read_into((layout.offset + first) * itemsize, raw.data)
                 yield Chunk(first, _finished(raw, layout))
             return
+        axes = _merged(layout)
         self._scratch = _grown(self._scratch, min(self._chunk_bytes, (layout.stop - layout.offset) * itemsize))
         first = 0
         for offset, block in _blocks(axes, layout.offset, step):
             n = prod(size for size, _ in block)
             raw = self._buffer[: n * itemsize]
-            out = raw.view(f"V{itemsize}").reshape([size for size, _ in block])
+            out = raw.view(_MOVED_AS[itemsize]).reshape([size for size, _ in block])
             self._gather(source, offset, block, out)
             yield Chunk(first, _finished(raw, layout))
             first += n
 
-    def _gather(self, source: ByteSource, offset: int, axes: _Axes, out: npt.NDArray[np.void]) -> None:
+    def _gather(self, source: ByteSource, offset: int, axes: _Axes, out: npt.NDArray[np.generic]) -> None:
         """Fill `out` with the block of storage elements that `axes` describe from `offset` on."""
         itemsize = out.dtype.itemsize
         span = sum((size - 1) * stride for size, stride in axes) + 1
@@ -105,8 +113,8 @@ class ChunkReader:
         span_bytes = span * itemsize
         if span_bytes <= self._scratch.nbytes and (span_bytes <= _SPAN_BYTES_MIN or wanted >= span * _SPAN_SHARE_MIN):
             raw = self._scratch[:span_bytes]
-            source.read_into(offset * itemsize, memoryview(raw))
-            view: npt.NDArray[np.void] = np.ndarray(
+            source.read_into(offset * itemsize, raw.data)
+            view: npt.NDArray[np.generic] = np.ndarray(
                 out.shape, out.dtype, buffer=raw, strides=[stride * itemsize for _, stride in axes]
             )
             np.copyto(out, view)

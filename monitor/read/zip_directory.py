@@ -285,7 +285,7 @@ def _data_offset(file: BoundedFile, entry: _Entry, directory_offset: int) -> int
     for local, central in ((packed_bytes, entry.packed_bytes), (n_bytes, entry.n_bytes)):
         if local not in (central, _MAX32) and not (streamed and local == 0):
             raise _contradiction(entry, "size")
-    return entry.header_offset + header_bytes + extra_bytes
+    return entry.header_offset + header_bytes + int(extra_bytes)
 
 
 def _contradiction(entry: _Entry, what: str) -> ReadError:

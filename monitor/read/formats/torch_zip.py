@@ -99,15 +99,14 @@ class TorchZipReader:
         storages = _Storages(directory, prefix, big_endian, file.size_bytes)
         tensors = tuple(_specs(flat.tensors, storages))
         reader = ChunkReader(limits.chunk_bytes_max)
-        step, epoch = flat.step, flat.epoch
+        progress = flat.progress
+        step, epoch = progress.step, progress.epoch
         if step is None:
-            step = next(
-                (s for t in flat.step_tensors if (s := as_step(_single(t, storages, reader))) is not None), None
-            )
+            read = (as_step(_single(tensor, storages, reader)) for tensor in progress.step_tensors)
+            step = next((value for value in read if value is not None), None)
         if epoch is None:
-            epoch = next(
-                (e for t in flat.epoch_tensors if (e := as_epoch(_single(t, storages, reader))) is not None), None
-            )
+            read_epochs = (as_epoch(_single(tensor, storages, reader)) for tensor in progress.epoch_tensors)
+            epoch = next((value for value in read_epochs if value is not None), None)
         return TorchZipCheckpoint(
             step=step,
             epoch=epoch,
