@@ -1,0 +1,40 @@
+"""Measure single files for the commands that need no database; in a worker process, like the daemon does."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from monitor.measure.codec import measured_from_json
+from monitor.measure.measured import Measured
+from monitor.measure.options import MeasureOptions
+from monitor.measure.workers import PoolOptions, WorkerError, WorkerPool
+from storage.records import Problem, ProblemKind
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """One file to measure; `reference_path` is read beside it for exact differences, None without."""
+
+    path: str
+    reference_path: str | None = None
+
+
+def measure_files(orders: Sequence[Order]) -> list[Measured | Problem]:
+    """Measure files one after the other and return, for each, the numbers or the problem that kept them away."""
+    found: list[Measured | Problem] = []
+    with WorkerPool(PoolOptions(n_workers=1)) as pool:
+        for order in orders:
+            options = MeasureOptions(drift="exact" if order.reference_path else "sketch")
+            payload = {
+                "path": order.path,
+                "options": dataclasses.asdict(options),
+                "reference_path": order.reference_path,
+            }
+            try:
+                found.append(measured_from_json(pool.submit("measure", payload).result()))
+            except WorkerError as error:
+                found.append(error.problem)
+            except ValueError as error:
+                found.append(Problem(kind=ProblemKind.WORKER_CRASHED, message=f"the worker's answer: {error}"[:500]))
+    return found
