@@ -31,6 +31,7 @@ from storage.errors import (
     MigrationError,
     NewerSchemaError,
     UnsupportedDatabaseError,
+    display_url,
     make_error,
     translate,
 )
@@ -126,7 +127,7 @@ def open_database(url: str) -> Database:
     `url` is an SQLAlchemy address (`sqlite:////absolute/path.db`) or the plain path of an SQLite file.
     """
     address = parse_url(url)
-    where = address.render_as_string(hide_password=True)
+    where = display_url(address)
     try:
         engine = _make_engine(address)
     except (ImportError, NoSuchModuleError) as error:
@@ -165,9 +166,7 @@ def parse_url(url: str) -> URL:
             "database: the address cannot be understood; write sqlite:////absolute/path.db"
         ) from error
     if address.get_backend_name() not in {"sqlite", "postgresql"}:
-        raise UnsupportedDatabaseError(
-            f"database {address.render_as_string(hide_password=True)}: only sqlite and postgresql can be used"
-        )
+        raise UnsupportedDatabaseError(f"database {display_url(address)}: only sqlite and postgresql can be used")
     if address.get_backend_name() == "sqlite":
         if address.database in {None, "", ":memory:"} or str(address.database).startswith("file:"):
             raise UnsupportedDatabaseError(
@@ -188,7 +187,7 @@ def move_aside(url: str, *, suffix: str) -> Path | None:
     try:
         return sqlite.move_aside(Path(str(address.database)), suffix)
     except OSError as error:
-        where = address.render_as_string(hide_password=True)
+        where = display_url(address)
         raise make_error(DatabaseErrorKind.UNREACHABLE, where, f"{error.strerror}: {error.filename}") from error
 
 

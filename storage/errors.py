@@ -10,7 +10,7 @@ import sqlite3
 from enum import StrEnum
 from typing import ClassVar
 
-from sqlalchemy import exc
+from sqlalchemy import URL, exc
 
 MESSAGE_CHARACTERS_MAX = 300
 
@@ -159,6 +159,13 @@ _SQLITE_KINDS: dict[str, DatabaseErrorKind] = {
     "SQLITE_READONLY": DatabaseErrorKind.READ_ONLY,
     "SQLITE_CONSTRAINT": DatabaseErrorKind.CONFLICT,
 }
+
+
+def display_url(url: URL) -> str:
+    """Return the address of a database for messages: printable, the password hidden."""
+    if url.get_backend_name() == "sqlite":
+        return f"sqlite:///{url.database}".encode("utf-8", "backslashreplace").decode("utf-8")
+    return url.render_as_string(hide_password=True)
 
 
 def make_error(kind: DatabaseErrorKind, where: str, reason: str) -> DatabaseError:

@@ -23,7 +23,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from storage import sqlite
-from storage.errors import DatabaseError, MigrationError, NewerSchemaError, translate
+from storage.errors import DatabaseError, MigrationError, NewerSchemaError, display_url, translate
 
 LOCK_TIMEOUT_SECONDS: Final = 600.0  # another process may be migrating a large database
 EXIT_FAILED: Final = 4
@@ -46,7 +46,7 @@ def upgrade(url: URL, *, scripts: str = SCRIPTS, target: str = "head") -> str | 
     An SQLite database that holds data is copied first to `NAME.backup-REVISION` beside it. Raise a DatabaseError; then
     the database is as it was.
     """
-    where = url.render_as_string(hide_password=True)
+    where = display_url(url)
     engine = create_engine(url, poolclass=NullPool, hide_parameters=True)
     if url.get_backend_name() == "sqlite":
         event.listen(engine, "connect", lambda connection, _: _configure_sqlite(connection))

@@ -141,6 +141,8 @@ def upgrade() -> None:
     op.create_index(op.f("ix_tensors_run_id_name"), "tensors", ["run_id", "name"], unique=False)
     op.create_table(
         "drifts",
+        sa.Column("snapshot_id", row_number, autoincrement=False, nullable=False),
+        sa.Column("position", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("tensor_id", row_number, nullable=False),
         sa.Column("reference_step", sa.BigInteger(), nullable=True),
         sa.Column("method", sa.String(length=20), nullable=False),
@@ -149,8 +151,6 @@ def upgrade() -> None:
         sa.Column("cosine_distance", sa.Double(), nullable=True),
         sa.Column("max_abs_difference", sa.Double(), nullable=True),
         sa.Column("n_changed", sa.BigInteger(), nullable=True),
-        sa.Column("snapshot_id", row_number, autoincrement=False, nullable=False),
-        sa.Column("position", sa.Integer(), autoincrement=False, nullable=False),
         sa.ForeignKeyConstraint(
             ["snapshot_id"], ["snapshots.id"], name=op.f("fk_drifts_snapshot_id_snapshots"), ondelete="CASCADE"
         ),
@@ -193,10 +193,10 @@ def upgrade() -> None:
     )
     op.create_table(
         "tensor_distributions",
-        sa.Column("quantiles", sa.Text(), nullable=True),
-        sa.Column("histogram", sa.LargeBinary(), nullable=True),
         sa.Column("snapshot_id", row_number, autoincrement=False, nullable=False),
         sa.Column("position", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("quantiles", sa.Text(), nullable=True),
+        sa.Column("histogram", sa.LargeBinary(), nullable=True),
         sa.ForeignKeyConstraint(
             ["snapshot_id"],
             ["snapshots.id"],
@@ -207,13 +207,13 @@ def upgrade() -> None:
     )
     op.create_table(
         "tensor_sketches",
+        sa.Column("snapshot_id", row_number, autoincrement=False, nullable=False),
+        sa.Column("position", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("kind", sa.String(length=20), nullable=False),
         sa.Column("n_buckets", sa.BigInteger(), nullable=False),
         sa.Column("seed", sa.BigInteger(), nullable=False),
         sa.Column("dtype", sa.String(length=20), nullable=False),
         sa.Column("values", sa.LargeBinary(), nullable=False),
-        sa.Column("snapshot_id", row_number, autoincrement=False, nullable=False),
-        sa.Column("position", sa.Integer(), autoincrement=False, nullable=False),
         sa.ForeignKeyConstraint(
             ["snapshot_id"], ["snapshots.id"], name=op.f("fk_tensor_sketches_snapshot_id_snapshots"), ondelete="CASCADE"
         ),
@@ -221,6 +221,8 @@ def upgrade() -> None:
     )
     op.create_table(
         "tensor_statistics",
+        sa.Column("snapshot_id", row_number, autoincrement=False, nullable=False),
+        sa.Column("position", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("tensor_id", row_number, nullable=False),
         sa.Column("n_elements", sa.BigInteger(), nullable=False),
         sa.Column("n_nan", sa.BigInteger(), nullable=False),
@@ -236,8 +238,6 @@ def upgrade() -> None:
         sa.Column("abs_max", sa.Double(), nullable=True),
         sa.Column("tied_to", sa.Text(), nullable=True),
         sa.Column("problem", sa.Text(), nullable=True),
-        sa.Column("snapshot_id", row_number, autoincrement=False, nullable=False),
-        sa.Column("position", sa.Integer(), autoincrement=False, nullable=False),
         sa.ForeignKeyConstraint(
             ["snapshot_id"],
             ["snapshots.id"],
