@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+REQUEST_BYTES_MAX = 8 * 1024  # the whole head of a request
 AUTHORIZATION_CHARACTERS_MAX = 4096
 PROBE_PATHS = frozenset({"/livez", "/readyz"})  # orchestrators cannot log in; these answer with one word
 
@@ -101,6 +102,9 @@ class Guard:
 
 def refuse(method: str, path: str, headers: Sequence[tuple[bytes, bytes]], settings: WebSettings) -> Refusal | None:
     """Return why a request must not be answered, None when it may; header names are lower case."""
+    # The server's own limit only holds for a head that comes in pieces.
+    if sum(len(name) + len(value) for name, value in headers) > REQUEST_BYTES_MAX:
+        return Refusal(status=431, reason="the headers are too large")
     hosts = [value.decode("latin-1") for name, value in headers if name == b"host"]
     if len(hosts) != 1:
         return Refusal(status=400, reason="send exactly one Host header")

@@ -18,11 +18,12 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from monitor.show.web.guard import REQUEST_BYTES_MAX
+
 if TYPE_CHECKING:
     from uvicorn.config import Config
     from uvicorn.server import ServerState
 
-REQUEST_BYTES_MAX = 8 * 1024
 CONNECTIONS_MAX = 64
 REQUEST_SECONDS_MAX = 10.0  # to send a whole request
 RESPONSE_SECONDS_MAX = 60.0  # to work out an answer and take all of it
@@ -106,25 +107,27 @@ def serve_in_thread(app: ASGIApp, host: str, port: int) -> ServerHandle:
 
 
 def _bind(host: str, port: int) -> socket.socket:
+    if not 0 <= port <= 65535:  # the resolver would take it modulo 65536
+        raise ServeError("failed", f"cannot listen on port {port}: ports go from 0 to 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-    except (socket.gaierror, UnicodeError, OverflowError) as error:
+    except (OSError, ValueError) as error:
         raise ServeError("no_such_address", f"cannot listen on {host!r}: no such address ({error})") from error
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(CONNECTIONS_MAX)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         listener.close()
         raise _serve_error(error, host, port) from error
     return listener
 
 
-def _serve_error(error: OSError | OverflowError, host: str, port: int) -> ServeError:
-    kind = _REASONS.get(error.errno or 0, "failed") if isinstance(error, OSError) else "failed"
+def _serve_error(error: OSError, host: str, port: int) -> ServeError:
+    kind = _REASONS.get(error.errno or 0, "failed")
     advice = {
         "port_in_use": "another program, perhaps another ckptwatch, listens there; stop it or choose another port",
         "permission": "this user may not listen there; choose a port above 1023",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +42,9 @@ def compare(name: str, new: Values, old: Values, reference_step: int) -> TensorD
     )
 
 
-ARRAYS = hnp.arrays(np.float64, st.integers(1, 20), elements=st.floats(-1e6, 1e6, allow_subnormal=False))
+# Below 1e-6 the squares that NumPy forms would lose digits before ours do.
+ELEMENTS = st.floats(-1e6, 1e6).map(lambda value: value if abs(value) > 1e-6 else 0.0)
+ARRAYS = hnp.arrays(np.float64, st.integers(1, 20), elements=ELEMENTS)
 
 
 @settings(max_examples=60)
@@ -84,7 +87,7 @@ def test_the_update_ratio_of_a_group_is_that_of_its_weights_joined() -> None:
         pytest.param(1200, {"relative_l2": None}, id="zero reference"),
     ],
 )
-def test_an_update_ratio_that_is_not_known_is_absent(step: int | None, change: dict[str, None]) -> None:
+def test_an_update_ratio_that_is_not_known_is_absent(step: int | None, change: dict[str, Any]) -> None:
     measurement = Measurement(tensors=(tensor(),), drifts=(drift(),))
     assert "update_ratio" in tensor_rows(measurement, 1200)[0].values
     broken = Measurement(tensors=(tensor(),), drifts=(drift(**change),))
