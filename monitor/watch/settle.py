@@ -172,6 +172,7 @@ class Tracker:
         self._policy = policy or SettlePolicy()
         self._root_policies = dict(root_policies or {})
         self._known = set(known)
+        self._retired: set[str] = set()  # known signatures whose unit changed or went; another name may hold them
         self._stat = stat
         self._units: dict[str, dict[str, _Unit]] = {}
         self._waiting: list[tuple[float, str, str]] = []  # heap of (due_at, root, path), entries may be outdated
@@ -192,6 +193,10 @@ class Tracker:
             present = {file.path for file in scan.entries}
             for path in [p for p in units if p not in present]:
                 self._forget(units, path)
+        if scan.complete and self._retired:
+            held = {unit.signature for others in self._units.values() for unit in others.values()}
+            self._known -= self._retired - held
+            self._retired.clear()
 
     def ready(self, now: float, *, limit: int = 1) -> list[Settled | Broken]:
         """Hand out at most `limit` units, those written longest ago first, after one more look at their state.
@@ -217,12 +222,12 @@ class Tracker:
         """Note that this state of the unit is stored (measured or failed) and need not be read again."""
         self._known.add(checkpoint.signature)
         unit = self._take_back(checkpoint)
-        if unit is None:
-            return
-        if unit.signature == checkpoint.signature:
+        if unit is not None and unit.signature == checkpoint.signature:
             unit.is_done = True
             unit.verdict = None
-        else:
+            return
+        self._retired.add(checkpoint.signature)  # known until a scan shows that no other name holds it
+        if unit is not None:
             self._wait(unit, unit.due_at)
 
     def fail(self, checkpoint: Checkpoint, problem: Problem, now: float) -> NotYet | Broken | Gone:
@@ -312,7 +317,7 @@ class Tracker:
             last_changed_at=now,
         )
         if unit.is_done:
-            self._known.discard(unit.signature)
+            self._retired.add(unit.signature)
         unit.signature = signature(unit.candidate.files, old.path)
         unit.verdict = None
         self._settle_in(unit, now)
@@ -369,7 +374,7 @@ class Tracker:
     def _forget(self, units: dict[str, _Unit], path: str) -> None:
         unit = units.pop(path)
         if unit.is_done:
-            self._known.discard(unit.signature)
+            self._retired.add(unit.signature)
 
     def _policy_of(self, unit: _Unit) -> SettlePolicy:
         return self._root_policies.get(unit.candidate.root, self._policy)
