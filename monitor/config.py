@@ -87,7 +87,7 @@ class MeasureConfig(_Section):
     bytes_per_second: int | None = Field(default=None, ge=1_000_000)
     drift: Literal["auto", "sketch", "exact"] = "auto"
     exact_bytes_max: int = Field(default=512 * 2**20, ge=0)
-    sketch_buckets: int = Field(default=1021, ge=31, le=65521)
+    sketch_buckets: Literal[251, 509, 1021, 2039, 4093] = 1021  # primes
     timeout_seconds: float = Field(default=1800.0, ge=1)
     memory_bytes_max: int = Field(default=4 * 2**30, ge=2**29)
 
@@ -211,8 +211,7 @@ def load(path: Path | None, overrides: Mapping[str, Mapping[str, Any]] | None = 
         problems += [_from_pydantic(e) for e in error.errors(include_url=False)]
     problems += _rule_problems(merged.get("rules"))
     problems += _notifier_problems(merged.get("notify"))
-    if not problems:
-        problems += _serve_problems(config.serve)
+    problems += _serve_problems(merged.get("serve"))
     if problems:
         raise ConfigError(problems)
     return config
@@ -425,7 +424,11 @@ def _notifier_problems(notify: object) -> list[ConfigProblem]:
     return problems
 
 
-def _serve_problems(serve: ServeConfig) -> list[ConfigProblem]:
+def _serve_problems(section: object) -> list[ConfigProblem]:
+    try:
+        serve = ServeConfig.model_validate(section or {})
+    except ValidationError:
+        return []  # already reported with the whole document
     problems: list[ConfigProblem] = []
     for key in ("token", "password"):
         reference = getattr(serve.auth, key)

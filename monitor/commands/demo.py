@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -147,9 +147,8 @@ def _train_and_show(module: str, run: Path, pause_seconds: float, daemon: Daemon
         console().print(_view(story, rows_max=1000))
 
 
-def _follow(trainer: subprocess.Popen[str], run: Path, daemon: Daemon, refresh: object) -> None:
+def _follow(trainer: subprocess.Popen[str], run: Path, daemon: Daemon, refresh: Callable[[], None]) -> None:
     """Return when the trainer has ended and every checkpoint that it left is stored."""
-    assert callable(refresh)
     deadline = time.monotonic() + TRAINING_SECONDS_MAX
     while time.monotonic() < deadline:
         refresh()
