@@ -1,0 +1,255 @@
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import URL, create_engine
+from sqlalchemy.pool import NullPool
+
+from storage import database as database_module
+from storage import migrations, queries, writer
+from storage.database import open_database
+from storage.errors import DatabaseErrorKind, MigrationError, NewerSchemaError
+from storage.migrations.__main__ import SCRIPTS, configuration, upgrade
+from storage.models import Base
+from tests.support.stored import make_snapshot
+
+ROOT = Path(__file__).resolve().parents[2]
+
+NEXT_REVISION = '''
+"""A later revision, as a future release could have it."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "{head}"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    with op.batch_alter_table("snapshots") as batch:
+        batch.add_column(sa.Column("note", sa.Text(), nullable=False, server_default="none"))
+    {more}
+
+
+def downgrade() -> None:
+    with op.batch_alter_table("snapshots") as batch:
+        batch.drop_column("note")
+'''
+
+
+def url(path: Path) -> URL:
+    return URL.create("sqlite", database=str(path))
+
+
+def schema(path: Path) -> dict[str, list[str]]:
+    """Return the columns and constraints of each table and index, without white space, quotes and their order."""
+    with closing(sqlite3.connect(path)) as connection:
+        found = connection.execute("SELECT name, sql FROM sqlite_master").fetchall()
+    parts = {}
+    for name, sql in found:
+        head, _, body = " ".join(str(sql).replace('"', "").split()).partition("(")
+        body, _, tail = body.rpartition(")")
+        parts[name] = sorted([head.strip(), tail.strip(), *re.split(r"\s*,\s*(?![^()]*\))", body.strip())])
+    return parts
+
+
+def revision(path: Path) -> str | None:
+    with closing(sqlite3.connect(path)) as connection:
+        row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    return None if row is None else str(row[0])
+
+
+def later_release(directory: Path, more: str = "") -> str:
+    """Return a directory of revisions with one more than this release has."""
+    scripts = directory / "scripts"
+    shutil.copytree(SCRIPTS, scripts, ignore=shutil.ignore_patterns("__pycache__"))
+    text = NEXT_REVISION.format(head=migrations.HEAD, more=more)
+    (scripts / "versions" / "revision_0002.py").write_text(text)
+    return str(scripts)
+
+
+def fill(path: Path) -> None:
+    opened = open_database(str(path))
+    with opened.write() as session:
+        assert writer.add_snapshot(session, make_snapshot(1)) is not None
+    opened.close()
+
+
+def test_the_list_of_revisions_is_that_of_the_files() -> None:
+    script = ScriptDirectory.from_config(configuration())
+    assert tuple(reversed([found.revision for found in script.walk_revisions()])) == migrations.REVISIONS
+    assert script.get_current_head() == migrations.HEAD
+
+
+def test_all_revisions_together_make_what_the_models_say(path: Path) -> None:
+    assert upgrade(url(path)) is None
+    engine = create_engine(url(path), poolclass=NullPool)
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        assert compare_metadata(context, Base.metadata) == []
+
+
+def test_a_new_database_is_the_same_as_one_made_by_the_revisions(tmp_path: Path) -> None:
+    upgrade(url(tmp_path / "revised.db"))
+    open_database(str(tmp_path / "new.db")).close()
+    assert schema(tmp_path / "revised.db") == schema(tmp_path / "new.db")
+    assert revision(tmp_path / "revised.db") == revision(tmp_path / "new.db") == migrations.HEAD
+
+
+def test_a_database_made_by_the_revisions_can_be_opened_and_used(path: Path) -> None:
+    upgrade(url(path))
+    fill(path)
+    assert not list(path.parent.glob("*.backup-*"))
+
+
+def test_upgrading_what_is_up_to_date_changes_nothing(path: Path) -> None:
+    fill(path)
+    before = path.read_bytes()
+    assert upgrade(url(path)) == migrations.HEAD
+    assert path.read_bytes() == before
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_a_later_revision_keeps_all_rows_and_leaves_a_backup(path: Path, tmp_path: Path) -> None:
+    fill(path)
+    assert upgrade(url(path), scripts=later_release(tmp_path)) == migrations.HEAD
+    backup = path.with_name(f"{path.name}.backup-{migrations.HEAD}")
+    assert (revision(path), revision(backup)) == ("0002", migrations.HEAD)
+    assert backup.stat().st_mode & 0o777 == 0o600
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT path, note FROM snapshots").fetchall() == [
+            ("/data/gpt/checkpoint-1.pt", "none")
+        ]
+        # Rebuilding the table dropped the old one, which must not have taken the children along.
+        assert connection.execute("SELECT count(*) FROM tensor_statistics").fetchone() == (2,)
+        assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
+    opened = open_database(str(backup))
+    with opened.read() as session:
+        assert len(queries.history(session, "gpt")) == 1
+    opened.close()
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ("op.execute('INSERT INTO nowhere VALUES (1)')", "no such table"),
+        ("op.execute('DELETE FROM runs')", "without a parent"),
+    ],
+)
+def test_a_revision_that_fails_leaves_the_database_as_it_was(path: Path, tmp_path: Path, more: str, words: str) -> None:
+    fill(path)
+    before = schema(path)
+    with pytest.raises(Exception, match=words) as caught:
+        upgrade(url(path), scripts=later_release(tmp_path, more))
+    assert type(caught.value).__module__ == "storage.errors"
+    assert schema(path) == before
+    fill_again = open_database(str(path))
+    with fill_again.read() as session:
+        assert len(queries.history(session, "gpt")) == 1
+    fill_again.close()
+
+
+def test_an_older_release_refuses_what_a_later_one_upgraded(path: Path, tmp_path: Path) -> None:
+    fill(path)
+    upgrade(url(path), scripts=later_release(tmp_path))
+    with pytest.raises(NewerSchemaError):
+        open_database(str(path))
+    with pytest.raises(NewerSchemaError):
+        upgrade(url(path))
+
+
+def pretend_to_be_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make this process believe that the schema has one more revision, which the child process knows nothing of."""
+    monkeypatch.setattr(migrations, "REVISIONS", (*migrations.REVISIONS, "0002"))
+    monkeypatch.setattr(migrations, "HEAD", "0002")
+
+
+def later_package(directory: Path, more: str = "") -> str:
+    """Return a directory that holds a later release's storage package."""
+    shutil.copytree(ROOT / "storage", directory / "storage", ignore=shutil.ignore_patterns("__pycache__"))
+    text = NEXT_REVISION.format(head=migrations.HEAD, more=more)
+    (directory / "storage" / "migrations" / "versions" / "revision_0002.py").write_text(text)
+    return str(directory)
+
+
+def test_a_database_that_is_behind_is_upgraded_at_start_by_another_process(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(path)
+    monkeypatch.setattr(database_module, "_PACKAGE_ROOT", later_package(tmp_path / "later"))
+    pretend_to_be_behind(monkeypatch)
+    opened = open_database(str(path))
+    with opened.read() as session:
+        assert len(queries.history(session, "gpt")) == 1
+    opened.close()
+    assert revision(path) == "0002"
+
+
+def test_a_failed_upgrade_at_start_says_why(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(path)
+    package = later_package(tmp_path / "later", "op.execute('DELETE FROM runs')")
+    monkeypatch.setattr(database_module, "_PACKAGE_ROOT", package)
+    pretend_to_be_behind(monkeypatch)
+    with pytest.raises(MigrationError, match="without a parent") as caught:
+        open_database(str(path))
+    assert caught.value.kind is DatabaseErrorKind.MIGRATION
+    assert revision(path) == "0001"
+
+
+def test_an_upgrade_that_does_not_arrive_is_an_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(path)
+    pretend_to_be_behind(monkeypatch)
+    with pytest.raises(MigrationError, match="0001 after the upgrade, not 0002"):
+        open_database(str(path))
+
+
+def test_a_broken_installation_is_reported_in_one_line(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(path)
+    package = Path(later_package(tmp_path / "later"))
+    (package / "storage" / "migrations" / "__main__.py").write_text("raise ImportError('alembic is not here')")
+    monkeypatch.setattr(database_module, "_PACKAGE_ROOT", str(package))
+    pretend_to_be_behind(monkeypatch)
+    with pytest.raises(MigrationError, match="ImportError: alembic is not here"):
+        open_database(str(path))
+
+
+def test_an_upgrade_killed_at_any_moment_can_be_done_again(path: Path, tmp_path: Path) -> None:
+    fill(path)
+    hang = "import time; print('inside', flush=True); time.sleep(60)"
+    scripts = later_release(tmp_path, hang)
+    code = (
+        "import sys; from sqlalchemy import URL; from storage.migrations.__main__ import upgrade\n"
+        "upgrade(URL.create('sqlite', database=sys.argv[1]), scripts=sys.argv[2])"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, str(path), scripts],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "inside\n"
+        child.kill()
+    opened = open_database(str(path))
+    assert opened.quick_check() == ()
+    opened.close()
+    assert revision(path) == migrations.HEAD
+    (Path(scripts) / "versions" / "revision_0002.py").write_text(NEXT_REVISION.format(head=migrations.HEAD, more=""))
+    assert upgrade(url(path), scripts=scripts) == migrations.HEAD
+    assert revision(path) == "0002"
