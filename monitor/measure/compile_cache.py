@@ -35,11 +35,11 @@ def usable(directory: Path) -> bool:
     return own and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and os.access(directory, os.W_OK | os.X_OK)
 
 
-def configure_compile_cache() -> Path | None:
-    """Return the directory that kernels are cached in, None when there is none (they are compiled in every process)."""
+def configure_compile_cache(version: str) -> Path | None:
+    """Return the directory for kernels of this version, None when there is none (then every process compiles)."""
     try:
         home = Path.home()
     except RuntimeError:  # a user without a home, as in some containers
         home = Path(os.devnull)
-    directory = compile_cache_directory(os.environ, sys.platform, home)
-    return directory if usable(directory) else None
+    base = compile_cache_directory(os.environ, sys.platform, home)
+    return base / version if usable(base) and usable(base / version) else None

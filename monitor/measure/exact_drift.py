@@ -12,6 +12,7 @@ import numpy as np
 
 from monitor.measure import kernel
 from monitor.measure.drift import finite_or_none
+from monitor.measure.kernel import layout
 from monitor.measure.sketch import cosine_distance_of
 from monitor.measure.stored import Array, as_float64, as_stored
 from monitor.read.reader import Chunk, CorruptError
@@ -25,8 +26,8 @@ class ExactDrift:
 
     def __init__(self, n_elements: int) -> None:
         self.n_elements = n_elements
-        self._sums = np.zeros(kernel.DRIFT_SUMS, dtype=np.float64)
-        self._counts = np.zeros(kernel.DRIFT_COUNTS, dtype=np.int64)
+        self._sums = np.zeros(layout.DRIFT_SUMS, dtype=np.float64)
+        self._counts = np.zeros(layout.DRIFT_COUNTS, dtype=np.int64)
         self._n_seen = 0
 
     def update(self, new: Array, old: Array) -> None:
@@ -43,8 +44,8 @@ class ExactDrift:
         elif new.dtype.kind == "c":
             parts = (self._sums, np.zeros_like(self._counts))
             kernel.compare64(as_float64(new), as_float64(old), parts)
-            self._counts[kernel.N_CHANGED] += np.count_nonzero(new != old)
-            self._counts[kernel.N_PAIRS_NONFINITE] += parts[1][kernel.N_PAIRS_NONFINITE]
+            self._counts[layout.N_CHANGED] += np.count_nonzero(new != old)
+            self._counts[layout.N_PAIRS_NONFINITE] += parts[1][layout.N_PAIRS_NONFINITE]
         else:
             kernel.compare64(as_float64(new), as_float64(old), into)
 
@@ -57,8 +58,8 @@ class ExactDrift:
         """
         if self._n_seen != self.n_elements:
             raise ValueError(f"tensor {name!r}: compared {self._n_seen} of {self.n_elements} elements")
-        difference, new_norm, old_norm = (math.sqrt(s) for s in self._sums[: kernel.LARGEST_DIFFERENCE].tolist())
-        finite = int(self._counts[kernel.N_PAIRS_NONFINITE]) == 0
+        difference, new_norm, old_norm = (math.sqrt(s) for s in self._sums[: layout.LARGEST_DIFFERENCE].tolist())
+        finite = int(self._counts[layout.N_PAIRS_NONFINITE]) == 0
         return TensorDrift(
             name=name,
             reference_step=reference_step,
@@ -66,8 +67,8 @@ class ExactDrift:
             difference_l2=finite_or_none(difference),
             relative_l2=finite_or_none(difference / old_norm) if finite and old_norm > 0.0 else None,
             cosine_distance=cosine_distance_of(new_norm, old_norm, difference) if finite else None,
-            max_abs_difference=finite_or_none(float(self._sums[kernel.LARGEST_DIFFERENCE])),
-            n_changed=int(self._counts[kernel.N_CHANGED]),
+            max_abs_difference=finite_or_none(float(self._sums[layout.LARGEST_DIFFERENCE])),
+            n_changed=int(self._counts[layout.N_CHANGED]),
         )
 
 

@@ -14,12 +14,15 @@ from contextlib import contextmanager
 from monitor.measure.exact_drift import PairedDrift
 from monitor.measure.measured import Measured, count_parameters
 from monitor.measure.options import MeasureOptions
+from monitor.measure.sketch import GROUP_ROWS
 from monitor.measure.summary import SummaryBuilder
 from monitor.read.reader import OpenCheckpoint, ReadError, ReadLimits, TensorSpec
 from monitor.read.registry import OpenedPath, open_path
 from storage.records import TensorDrift, TensorSummary
 
 _LOG = logging.getLogger(__name__)
+
+_ITEM_BYTES_MAX = 16  # complex128
 
 OnRead = Callable[[int], None]
 
@@ -38,7 +41,7 @@ def measure_path(
     options. Raises a ReadError for a file that is not whole, changed meanwhile, or cannot be read; a tensor that alone
     cannot be read becomes a summary with a `problem` and no statistics.
     """
-    limits = dataclasses.replace(limits, chunk_bytes_max=options.chunk_bytes)
+    limits = dataclasses.replace(limits, chunk_bytes_max=aligned_chunk_bytes(options))
     with (
         open_path(path, limits, on_read) as opened,
         _open_reference(reference_path, options, limits, on_read) as reference,
@@ -56,6 +59,12 @@ def measure_path(
             bytes_read=opened.file.bytes_read + reference.bytes_read,
             n_parameters=count_parameters(tensors),
         )
+
+
+def aligned_chunk_bytes(options: MeasureOptions) -> int:
+    """Return the chunk size rounded down to whole groups of sketch rows of any dtype, which the kernel likes best."""
+    group_bytes = GROUP_ROWS * options.sketch_buckets * _ITEM_BYTES_MAX
+    return max(options.chunk_bytes // group_bytes * group_bytes, min(options.chunk_bytes, group_bytes))
 
 
 class _Reference:

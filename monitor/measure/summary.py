@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from monitor.measure import histogram as bins
 from monitor.measure import kernel, sketch
+from monitor.measure.kernel import layout
 from monitor.measure.options import MeasureOptions
 from monitor.measure.stored import Array, as_float64, as_stored, is_stored_float, numpy_dtype
 from storage.records import Histogram, Sketch, TensorKind, TensorSummary
@@ -60,13 +61,13 @@ class SummaryBuilder:
         self._complex = self._dtype.kind == "c"
         self._parts = n_elements * (2 if self._complex else 1)
         self._keys = _column_keys(options.sketch_buckets, options.sketch_seed)
-        self._counts = np.zeros(kernel.COUNTS, dtype=np.int64)
+        self._counts = np.zeros(layout.COUNTS, dtype=np.int64)
         self._moments = np.array([math.inf, -math.inf, 0.0, 0.0, 0.0])
         self._buckets = np.zeros(options.sketch_buckets, dtype=np.float64)
-        self._histogram = kernel.empty_histogram()
+        self._histogram = layout.empty_histogram()
         self._stride = bins.sample_stride(self._parts, options.sketch_buckets) if options.histogram else 0
         self._raw = np.zeros(self._parts, dtype=np.float64) if self._parts <= options.sketch_buckets else None
-        self._complex_counts = np.zeros(kernel.COUNTS, dtype=np.int64)
+        self._complex_counts = np.zeros(layout.COUNTS, dtype=np.int64)
         self._n_seen = 0
 
     def update(self, offset_elements: int, values: Array) -> None:
@@ -104,10 +105,10 @@ class SummaryBuilder:
         finite = np.isfinite(wide)
         is_nan = np.isnan(real) | np.isnan(imag)
         infinite = np.where(np.isinf(real), real, imag)[~finite & ~is_nan]
-        self._complex_counts[kernel.N_NAN] += np.count_nonzero(is_nan)
-        self._complex_counts[kernel.N_POSINF] += np.count_nonzero(infinite > 0)
-        self._complex_counts[kernel.N_NEGINF] += np.count_nonzero(infinite < 0)
-        self._complex_counts[kernel.N_ZERO] += np.count_nonzero(wide == 0)
+        self._complex_counts[layout.N_NAN] += np.count_nonzero(is_nan)
+        self._complex_counts[layout.N_POSINF] += np.count_nonzero(infinite > 0)
+        self._complex_counts[layout.N_NEGINF] += np.count_nonzero(infinite < 0)
+        self._complex_counts[layout.N_ZERO] += np.count_nonzero(wide == 0)
         wide[~finite] = complex(math.nan, math.nan)
         return wide.view(np.float64)
 
@@ -133,7 +134,7 @@ class SummaryBuilder:
         """
         if self._n_seen != self.n_elements:
             raise ValueError(f"tensor {name!r}: saw {self._n_seen} of {self.n_elements} elements")
-        n_finite = int(self._counts[kernel.N_FINITE])
+        n_finite = int(self._counts[layout.N_FINITE])
         low, high, mean, m2, l1 = (float(m) for m in self._moments) if n_finite else [math.nan] * 5
         found = self._find_histogram()
         counted = self._complex_counts if self._complex else self._counts
@@ -144,10 +145,10 @@ class SummaryBuilder:
             shape=shape,
             position=position,
             n_elements=self.n_elements,
-            n_nan=int(counted[kernel.N_NAN]),
-            n_posinf=int(counted[kernel.N_POSINF]),
-            n_neginf=int(counted[kernel.N_NEGINF]),
-            n_zero=int(counted[kernel.N_ZERO]),
+            n_nan=int(counted[layout.N_NAN]),
+            n_posinf=int(counted[layout.N_POSINF]),
+            n_neginf=int(counted[layout.N_NEGINF]),
+            n_zero=int(counted[layout.N_ZERO]),
             min=_finite(low + 0.0),  # + 0.0 turns -0.0 into 0.0
             max=_finite(high + 0.0),
             mean=_finite(mean),
