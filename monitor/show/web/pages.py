@@ -246,7 +246,7 @@ def _figures(view: RunView, now: float) -> tuple[Figure, ...]:
         Figure(
             label="update ratio",
             value=formatting.number(None if measured is None else measured.update_ratio),
-            note="relative change a step",
+            note="relative, per step",
             chart=chart(lambda snapshot: snapshot.update_ratio),
         ),
     )
