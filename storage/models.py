@@ -69,6 +69,11 @@ def unescape_text(text: str) -> str:
     return first + "".join(chr(int(part[:4], 16)) + part[4:] for part in rest)
 
 
+def printable_text(text: str) -> str:
+    """Return a text with lone surrogates and NUL replaced by a readable escape, for good."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\x00")
+
+
 class ExactText(TypeDecorator[str]):
     """A text that is an identity (a path, a run, a tensor's name): comes back exactly as it went in."""
 
@@ -92,9 +97,7 @@ class PlainText(TypeDecorator[str]):
 
     def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002 (given by SQLAlchemy)
         """Replace lone surrogates and NUL."""
-        if value is None:
-            return None
-        return value.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\x00")
+        return None if value is None else printable_text(value)
 
 
 class Base(DeclarativeBase):

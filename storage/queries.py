@@ -13,7 +13,7 @@ from typing import Any, Final
 from sqlalchemy import Select, and_, exists, func, null, or_, select
 from sqlalchemy.orm import Session, aliased
 
-from storage import rows
+from storage import encoding, rows
 from storage.models import (
     ESCAPE_MARK,
     AlertRow,
@@ -99,8 +99,9 @@ def reference(
         RunRow.name == run, SnapshotRow.attempt == attempt, SnapshotRow.status == SnapshotStatus.COMPLETE.value
     )
     if step is not None:
-        statement = statement.where(SnapshotRow.step < step)
-        statement = statement.order_by(SnapshotRow.step.desc(), SnapshotRow.id.desc())
+        # Where a step is known it equals sort_step, whose index gives the answer without sorting.
+        statement = statement.where(SnapshotRow.step.is_not(None), SnapshotRow.sort_step < encoding.integer(step))
+        statement = statement.order_by(SnapshotRow.sort_step.desc(), SnapshotRow.id.desc())
     else:
         statement = statement.where(SnapshotRow.written_at < written_at)
         statement = statement.order_by(SnapshotRow.written_at.desc(), SnapshotRow.id.desc())
@@ -200,7 +201,7 @@ def drifts(session: Session, snapshot_id: int) -> tuple[TensorDrift, ...]:
 def scalars(session: Session, snapshot_id: int) -> Mapping[str, float]:
     """Return the plain numbers found beside the tensors of a snapshot, by dotted path; empty when there are none."""
     text = session.execute(select(ScalarsRow.scalars).where(ScalarsRow.snapshot_id == snapshot_id)).scalar()
-    return rows.decode_numbers(text)
+    return encoding.decode_numbers(text)
 
 
 def findings(session: Session, snapshot_id: int) -> tuple[Finding, ...]:

@@ -13,7 +13,7 @@ from sqlalchemy import CursorResult, Executable, Table, delete, insert, select, 
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from storage import rows
+from storage import encoding, rows
 from storage.models import (
     AlertRow,
     DistributionRow,
@@ -56,7 +56,7 @@ def add_snapshot(session: Session, snapshot: Snapshot) -> int | None:
     session.execute(
         update(RunRow).where(RunRow.id == run_id, RunRow.attempt < snapshot.attempt).values(attempt=snapshot.attempt)
     )
-    scalars = rows.encode_numbers(dict(list(snapshot.scalars.items())[: rows.SCALARS_MAX]))
+    scalars = encoding.encode_numbers(dict(list(snapshot.scalars.items())[: encoding.SCALARS_MAX]))
     if scalars is not None:
         session.execute(insert(table(ScalarsRow)), [{"snapshot_id": snapshot_id, "scalars": scalars}])
     _add_tensors(session, snapshot, run_id, snapshot_id)
@@ -97,7 +97,7 @@ def enqueue(  # noqa: PLR0913 (one message has this many facts)
         "episode": alert.episode,
         "alert": rows.encode_alert(alert),
         "state": "pending",
-        "last_good_step": rows.optional_integer(last_good_step),
+        "last_good_step": encoding.optional_integer(last_good_step),
         "last_good_path": last_good_path,
         "created_at": now,
         "due_at": due_at,
@@ -201,7 +201,7 @@ def _touch(session: Session, run: str, root: str | None, now: float) -> int:
 def _sort_step(session: Session, snapshot: Snapshot, run_id: int) -> int:
     step = snapshot.checkpoint.step
     if step is not None:
-        return rows.integer(step)
+        return encoding.integer(step)
     before = session.execute(
         select(SnapshotRow.sort_step)
         .where(SnapshotRow.run_id == run_id, SnapshotRow.attempt == snapshot.attempt)

@@ -228,6 +228,36 @@ def test_a_broken_installation_is_reported_in_one_line(
         open_database(str(path))
 
 
+def test_processes_that_upgrade_at_once_all_succeed_and_one_does_the_work(path: Path, tmp_path: Path) -> None:
+    fill(path)
+    scripts = later_release(tmp_path, "import time; time.sleep(0.3)")
+    code = (
+        "import sys; from sqlalchemy import URL; from storage.migrations.__main__ import upgrade\n"
+        "print('ready', flush=True); sys.stdin.readline()\n"
+        "print(upgrade(URL.create('sqlite', database=sys.argv[1]), scripts=sys.argv[2]))"
+    )
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(path), scripts],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    for child in children:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+    for child in children:
+        assert child.stdin is not None
+        child.stdin.write("go\n")
+        child.stdin.flush()
+    before = sorted(child.communicate(timeout=60)[0].strip() for child in children)
+    assert before == ["0001", "0002", "0002"]
+    assert revision(path) == "0002"
+
+
 def test_an_upgrade_killed_at_any_moment_can_be_done_again(path: Path, tmp_path: Path) -> None:
     fill(path)
     hang = "import time; print('inside', flush=True); time.sleep(60)"

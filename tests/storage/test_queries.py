@@ -115,6 +115,9 @@ def test_the_reference_is_the_newest_complete_snapshot_with_a_smaller_step(datab
         assert [step_of(1, step) for step in (1, 2, 3, 4, 5, 6)] == [None, 1, 1, 3, 3, 5]
         assert [step_of(2, step) for step in (2, 3)] == [None, 2]
         assert queries.reference(session, "unknown", 1, step=9, written_at=0.0) is None
+        huge = queries.reference(session, "gpt", 1, step=2**70, written_at=0.0)
+    assert huge is not None
+    assert huge.step == 5
 
 
 def test_the_reference_of_a_checkpoint_without_a_step_is_the_one_written_before(database: Database) -> None:
