@@ -34,14 +34,16 @@ class DeliveryPolicy:
     """How patient delivery is.
 
     The n-th failed try of a message is followed by a pause of `backoff_seconds_min` * 2^(n-1) times a random factor
-    between 0.5 and 1.5, at most `backoff_seconds_max`; a receiver that asks for a longer one gets it. After `give_up_seconds` a message is dead. After
-    `failures_in_row_max` failed messages in a row the receiver is taken to be down, and the others wait as well.
-    `idle_seconds_max` is how long a thread sleeps without being woken.
+    between 0.5 and 1.5, at most `backoff_seconds_max`; a receiver that asks for a longer one gets it. A message is dead
+    after `give_up_seconds`, but not before it was tried `give_up_tries_min` times, so that one which waited while the
+    daemon was off gets its chance. After `failures_in_row_max` failed messages in a row the receiver is taken to be
+    down, and the others wait as well. `idle_seconds_max` is how long a thread sleeps without being woken.
     """
 
     backoff_seconds_min: float = 1.0
     backoff_seconds_max: float = 300.0
     give_up_seconds: float = 24 * 3600.0
+    give_up_tries_min: int = 10
     failures_in_row_max: int = 3
     idle_seconds_max: float = 30.0
 
@@ -61,7 +63,7 @@ class DeliveryResult:
 class Delivery:
     """Sends what is due. `start` it once, `wake` it when something was put into the outbox, `stop` it at the end.
 
-    `clock` gives Unix time; `jitter` a number from 0 to 1; `on_result` is told about every try, from the sending thread.
+    `clock` gives Unix time; `jitter` a number from 0 to 1; `on_result` is told about every try, in the sending thread.
     """
 
     def __init__(
@@ -123,10 +125,14 @@ class Delivery:
                 due = queries.due_notifications(session, name, now=now, limit=BATCH_MESSAGES_MAX)
             if not due:
                 break
+            held: set[str] = set()  # alerts whose earlier message failed just now: nothing of theirs may overtake it
             for notification in due:
                 if self._stopping.is_set():
                     break
-                self._try(lane, notification)
+                if notification.alert.fingerprint in held:
+                    continue
+                if not self._try(lane, notification):
+                    held.add(notification.alert.fingerprint)
                 if lane.n_failures_in_row >= self._policy.failures_in_row_max:
                     return self._clock() + self._pause(lane.n_failures_in_row - self._policy.failures_in_row_max + 1)
         with self._database.read() as session:
@@ -158,12 +164,12 @@ class Delivery:
         if left > 0 and not self._stopping.is_set():
             lane.woken.wait(left)
 
-    def _try(self, lane: _Lane, notification: Notification) -> None:
+    def _try(self, lane: _Lane, notification: Notification) -> bool:
+        """Send one message; return False when it has to be tried again."""
         if notification.id not in lane.sent_unmarked:
             error = _send(lane.notifier, notification)
             if error is not None:
-                self._failed(lane, notification, error)
-                return
+                return self._failed(lane, notification, error)
             lane.n_failures_in_row = 0
             lane.sent_unmarked.add(notification.id)  # remembered until the database has taken it
         now = self._clock()
@@ -171,6 +177,7 @@ class Delivery:
             writer.mark_sent(session, notification.id, now)
         lane.sent_unmarked.discard(notification.id)
         self._tell(lane, notification, error=None, dead=False, at=now)
+        return True
 
     def _mark_left_over(self, lane: _Lane) -> None:
         if not lane.sent_unmarked:
@@ -180,10 +187,12 @@ class Delivery:
                 writer.mark_sent(session, notification_id, self._clock())
         lane.sent_unmarked.clear()
 
-    def _failed(self, lane: _Lane, notification: Notification, error: DeliveryError) -> None:
+    def _failed(self, lane: _Lane, notification: Notification, error: DeliveryError) -> bool:
+        """Record a failed try; return whether the message is given up, so that later ones need not wait for it."""
         now = self._clock()
         text = printable(str(error), ERROR_CHARACTERS_MAX)
-        dead = error.permanent or now - notification.created_at >= self._policy.give_up_seconds
+        old = now - notification.created_at >= self._policy.give_up_seconds
+        dead = error.permanent or (old and notification.n_attempts + 1 >= self._policy.give_up_tries_min)
         pause = max(self._pause(notification.n_attempts + 1), error.retry_after_seconds or 0.0)
         if not error.permanent:
             lane.n_failures_in_row += 1
@@ -198,6 +207,7 @@ class Delivery:
         with self._database.write() as session:
             writer.mark_failed(session, notification.id, error=text, due_at=now + pause, dead=dead)
         self._tell(lane, notification, error=text, dead=dead, at=now)
+        return dead
 
     def _pause(self, n_failures: int) -> float:
         policy = self._policy
@@ -237,6 +247,6 @@ def _send(notifier: Notifier, notification: Notification) -> DeliveryError | Non
         return error
     except Exception as error:  # noqa: BLE001 - a supervisor: a broken notifier must not stop its lane
         # Only the type: the text of a foreign error may hold the address or the password.
-        logger.error("notifier failed with %s", type(error).__name__)
+        logger.error("notifier failed with %s", type(error).__name__)  # noqa: TRY400 - no traceback: see above
         return DeliveryError(f"the notifier failed with {type(error).__name__}")
     return None

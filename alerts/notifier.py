@@ -48,7 +48,10 @@ class Notifier(Protocol):
     """One kind of receiver. `Config` is a pydantic model whose secrets are SecretStr, already resolved."""
 
     kind: ClassVar[str]
-    Config: ClassVar[type[Any]]
+
+    @property
+    def Config(self) -> type[Any]:  # noqa: N802 - a class inside the notifier's own, which mypy sees as a property
+        """Return the class of the notifier's configuration."""
 
     def __init__(self, config: Any) -> None: ...
 

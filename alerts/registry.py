@@ -12,9 +12,9 @@ from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any, cast
+from typing import Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from alerts.notifier import Notifier
 from alerts.rule import Rule, RuleSetting
@@ -106,9 +106,9 @@ class _SettingKeys(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     enabled: bool = True
-    severity: str | None = None
-    for_snapshots: int | None = None
-    resolve_after_snapshots: int | None = None
+    severity: Literal["info", "warning", "critical"] | None = None
+    for_snapshots: int | None = Field(default=None, ge=0, le=COUNT_MAX)
+    resolve_after_snapshots: int | None = Field(default=None, ge=0, le=COUNT_MAX)
 
 
 def rule_setting(name: str, mapping: Mapping[str, object], *, path: str | None = None) -> RuleSetting:
@@ -126,15 +126,6 @@ def rule_setting(name: str, mapping: Mapping[str, object], *, path: str | None =
         keys = _SettingKeys.model_validate(common)
     except ValidationError as error:
         errors += _lines(error, path, SETTING_KEYS)
-    for key in ("for_snapshots", "resolve_after_snapshots"):
-        value = getattr(keys, key)
-        if value is not None and not 0 <= value <= COUNT_MAX:
-            errors.append(f"{path}.{key}: must be between 0 and {COUNT_MAX}")
-    severity = None
-    if keys.severity is not None:
-        severity = next((s for s in Severity if s.label == keys.severity), None)
-        if severity is None:
-            errors.append(f"{path}.severity: must be one of {', '.join(s.label for s in Severity)}")
     try:
         options = rule_options(name, own, path=path)
     except OptionsError as error:
@@ -145,7 +136,7 @@ def rule_setting(name: str, mapping: Mapping[str, object], *, path: str | None =
         rule=rule(name),
         options=options,
         enabled=keys.enabled,
-        severity=severity,
+        severity=None if keys.severity is None else Severity[keys.severity.upper()],
         for_snapshots=keys.for_snapshots,
         resolve_after_snapshots=keys.resolve_after_snapshots,
     )

@@ -52,7 +52,10 @@ class Rule(Protocol):
     severity: ClassVar[Severity]
     needs: ClassVar[tuple[Needs, ...]]
     on_tick: ClassVar[bool]
-    Options: ClassVar[type[Any]]
+
+    @property
+    def Options(self) -> type[Any]:  # noqa: N802 - a class inside the rule's own, which mypy sees as a property
+        """Return the class of the rule's options."""
 
     def check(self, window: Window, options: Any) -> Outcome:
         """Judge the window's newest snapshot (or the time since it); never raise for odd values in it."""

@@ -129,7 +129,9 @@ def judge(points: Sequence[Point], options: GradientExplosion.Options) -> Judgem
     baseline: deque[float] = deque(maxlen=max(options.baseline_checkpoints, options.baseline_checkpoints_min))
     exploded: list[Point] = []
     usual = limit = None
+    n_baseline = 0
     for point in points:
+        n_baseline = len(baseline)
         usual, limit = _limits(baseline, options)
         if usual is None or limit is None:
             if point.value > 0:
@@ -147,7 +149,7 @@ def judge(points: Sequence[Point], options: GradientExplosion.Options) -> Judgem
     return Judgement(
         baseline=usual,
         limit=limit,
-        n_baseline=len(baseline),
+        n_baseline=n_baseline,
         first=exploded[0] if exploded else None,
         n_exploded=len(exploded),
     )
@@ -221,9 +223,7 @@ def _finding(run: str, newest: StoredSnapshot, source: str, last: Point, judgeme
     if gradient is not None:
         seen_from = spike_visible_ratio(judgement.limit / judgement.baseline, gradient.window_steps, gradient.beta2)
         if seen_from is not None:
-            details.append(
-                ("Detection power", f"a spike of one single step shows from {number(seen_from)} times the usual")
-            )
+            details.append(("Detection power", f"a one-step spike shows from {number(seen_from)} times the usual"))
         details.append(("Note", "gradients in optimizer state are after clipping and loss-scale removal"))
     if newest.update_ratio is not None and source != WEIGHT_UPDATE:
         details.append(("Weight update per step", number(newest.update_ratio)))

@@ -1,0 +1,143 @@
+"""Series of snapshots for the tests of alerts: short to write down, as storage would give them back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from storage.records import (
+    GradientEstimate,
+    Problem,
+    ProblemKind,
+    Snapshot,
+    SnapshotStatus,
+    StoredSnapshot,
+    TensorKind,
+    TensorSummary,
+    Window,
+)
+from tests.support.stored import make_snapshot, make_tensor, stored_as
+
+PACE_SECONDS = 100.0  # time between two checkpoints where a series says nothing else
+START = 1_700_000_000.0
+
+
+def bad_tensor(
+    name: str = "a.weight",
+    position: int = 0,
+    *,
+    n_nan: int = 0,
+    n_posinf: int = 0,
+    n_neginf: int = 0,
+    kind: TensorKind = TensorKind.PARAMETER,
+    n_elements: int = 12,
+    n_zero: int = 0,
+) -> TensorSummary:
+    """Return a tensor that holds the given numbers of non-finite elements."""
+    return make_tensor(
+        name,
+        position,
+        kind=kind,
+        n_elements=n_elements,
+        shape=(n_elements,),
+        n_nan=n_nan,
+        n_posinf=n_posinf,
+        n_neginf=n_neginf,
+        n_zero=n_zero,
+        sketch=None,
+    )
+
+
+def snapshot_of(entry: Mapping[str, Any], index: int, *, run: str = "gpt") -> Snapshot:
+    """Return the snapshot that one entry of a series describes.
+
+    Keys: step, path, at (seconds after START), gradient, source, window_steps, beta2, update_ratio, failed (a kind of
+    problem), tensors (a list of keyword arguments of `bad_tensor`), attempt.
+    """
+    step = entry.get("step", index + 1)
+    at = START + float(entry.get("at", index * PACE_SECONDS))
+    common: dict[str, Any] = {
+        "run": run,
+        "written_at": at,
+        "measured_at": at + 1.0,
+        "attempt": entry.get("attempt", 1),
+        "signature": entry.get("signature", f"signature-{index}"),
+    }
+    if "path" in entry:
+        common["path"] = entry["path"]
+    if "failed" in entry:
+        problem = Problem(kind=ProblemKind(entry["failed"]), message="it is broken")
+        return make_snapshot(
+            step,
+            status=SnapshotStatus.FAILED,
+            problem=problem,
+            tensors=(),
+            drifts=(),
+            scalars={},
+            n_tensors=0,
+            weight_norm=None,
+            update_ratio=None,
+            gradient=None,
+            **common,
+        )
+    given = [{**t, "kind": TensorKind(t.get("kind", "parameter"))} for t in entry.get("tensors", ())]
+    tensors = [bad_tensor(position=position, **{"name": f"t{position}", **t}) for position, t in enumerate(given)]
+    tensors = tensors or [make_tensor("a.weight", 0), make_tensor("b.bias", 1)]
+    bad = [t for t in tensors if t.n_nonfinite]
+    norm = entry.get("gradient")
+    gradient = None
+    if norm is not None:
+        gradient = GradientEstimate(
+            norm=float(norm),
+            source=entry.get("source", "adam_window"),
+            window_steps=entry.get("window_steps", 10),
+            beta2=entry.get("beta2", 0.999),
+        )
+    return make_snapshot(
+        step,
+        tensors=tuple(tensors),
+        drifts=(),
+        n_tensors=len(tensors),
+        n_nonfinite=sum(t.n_nonfinite for t in bad),
+        first_bad_tensor=bad[0].name if bad else None,
+        gradient=gradient,
+        update_ratio=entry.get("update_ratio"),
+        **common,
+    )
+
+
+def expanded(series: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the series with every entry that says `repeat: n` written out n times."""
+    return [
+        {key: value for key, value in entry.items() if key != "repeat"}
+        for entry in series
+        for _ in range(entry.get("repeat", 1))
+    ]
+
+
+def stored_series(series: Sequence[Mapping[str, Any]], *, run: str = "gpt") -> list[tuple[Snapshot, StoredSnapshot]]:
+    """Return the snapshots of a series, each with what storage gives back for it."""
+    snapshots = [snapshot_of(entry, index, run=run) for index, entry in enumerate(expanded(series))]
+    return [(snapshot, stored_as(snapshot, index + 1)) for index, snapshot in enumerate(snapshots)]
+
+
+def window_of(
+    series: Sequence[Mapping[str, Any]],
+    *,
+    n_snapshots_max: int = 64,
+    now: float | None = None,
+    reason: str = "snapshot",
+    active: bool = True,
+) -> Window:
+    """Return the window that ends with the last snapshot of a series; `now` is counted from START."""
+    pairs = stored_series(series)[-n_snapshots_max:]
+    newest_at = pairs[-1][1].measured_at if pairs else START
+    return Window(
+        run="gpt",
+        snapshots=tuple(stored for _, stored in pairs),
+        tensors=pairs[-1][0].tensors if pairs and reason == "snapshot" else (),
+        drifts=(),
+        now=newest_at if now is None else START + now,
+        reason=reason,
+        active=active,
+    )
