@@ -6,12 +6,14 @@ needs when it is called, because the daemon imports this module to name the task
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
 from typing import Any
 
 from monitor.measure.options import MeasureOptions
 from monitor.measure.throttle import Throttle
+from monitor.read.reader import ReadLimits
 
 TASKS: Mapping[str, str] = {
     "ping": "monitor.measure.tasks:ping",
@@ -27,15 +29,16 @@ def ping(payload: dict[str, Any]) -> dict[str, Any]:
 def measure(payload: dict[str, Any]) -> dict[str, Any]:
     """Measure one checkpoint file.
 
-    `payload`: {"path": str, "options": {MeasureOptions' fields}, "reference_path": str | null, "bytes_per_second":
-    int | null}; all but "path" may be left out. Returns the JSON of a Measured (see monitor.measure.codec). Raises
-    ReadError when the file cannot be read, ValueError for a key that is not known.
+    `payload`: {"path": str, "options": {MeasureOptions' fields}, "reference_path": str | null, "limits": {ReadLimits'
+    fields}, "bytes_per_second": int | null}; all but "path" may be left out. Returns the JSON of a Measured (see
+    monitor.measure.codec). Raises ReadError when the file cannot be read, ValueError for a key that is not known.
+    The budget of bytes belongs to this process and lasts from task to task.
     """
     # Deferred: these bring in the compiled kernels, which only a worker may hold.
     from monitor.measure.codec import measured_to_json  # noqa: PLC0415
     from monitor.measure.snapshot import measure_path  # noqa: PLC0415
 
-    unknown = set(payload) - {"path", "options", "reference_path", "bytes_per_second"}
+    unknown = set(payload) - {"path", "options", "reference_path", "limits", "bytes_per_second"}
     if unknown:
         raise ValueError(f"measure knows no {', '.join(sorted(unknown))}")
     options = dict(payload.get("options") or {})
@@ -45,7 +48,13 @@ def measure(payload: dict[str, Any]) -> dict[str, Any]:
     measured = measure_path(
         payload["path"],
         MeasureOptions(**options),
-        on_read=Throttle(bytes_per_second) if bytes_per_second else None,
+        on_read=_throttle(bytes_per_second) if bytes_per_second else None,
         reference_path=payload.get("reference_path"),
+        limits=ReadLimits(**(payload.get("limits") or {})),
     )
     return measured_to_json(measured)
+
+
+@functools.lru_cache(maxsize=1)
+def _throttle(bytes_per_second: int) -> Throttle:
+    return Throttle(bytes_per_second)
