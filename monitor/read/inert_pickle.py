@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from monitor.read.inert_nodes import Items, Node, Pairs, Persistent, PickleResult, Ref
-from monitor.read.pickle_values import decimal, in_pairs, unescape, within_64_bits
+from monitor.read.pickle_values import Octets, decimal, in_pairs, unescape, within_64_bits
 from monitor.read.reader import CorruptError, LimitError, ReadLimits, UnsupportedError
 
 MEMO_ENTRIES_MAX = 2_000_000
@@ -29,7 +29,7 @@ def parse(data: bytes, limits: ReadLimits, *, allow_trailing: bool = False) -> P
     """
     if len(data) > limits.pickle_bytes_max:
         raise LimitError(f"the pickle has {len(data)} bytes, the limit is {limits.pickle_bytes_max}")
-    machine = _Machine(data)
+    machine = Machine(data)
     try:
         root = machine.run(limits.pickle_opcodes_max)
     except IndexError:
@@ -42,7 +42,7 @@ def parse(data: bytes, limits: ReadLimits, *, allow_trailing: bool = False) -> P
     return PickleResult(root, tuple(names), tuple(machine.persistents), machine.n_objects, machine.position)
 
 
-class _Machine:
+class Machine:
     """The stack machine: one method an opcode."""
 
     __slots__ = (
@@ -50,7 +50,9 @@ class _Machine:
         *("persistents", "position", "stack"),
     )
 
-    def __init__(self, data: bytes) -> None:
+    table: ClassVar[list[Callable[[Any], None]]]  # what to do for each opcode; subclasses make their own
+
+    def __init__(self, data: Octets) -> None:
         self.data = data
         self.end = len(data)  # of the current frame, or of the data outside of frames
         self.position = 0
@@ -63,7 +65,7 @@ class _Machine:
 
     def run(self, opcodes_max: int) -> object:
         """Interpret until STOP and return the top of the stack."""
-        data, table = self.data, _TABLE
+        data, table = self.data, self.table
         for _ in range(opcodes_max):
             position = self.position
             if position >= self.end:
@@ -460,10 +462,10 @@ _BIG_ENDIAN_DOUBLE = struct.Struct(">d")
 _STOP = ord(".")
 
 
-def _opcode_table() -> list[Callable[[_Machine], None]]:
-    m = _Machine
-    table: list[Callable[[_Machine], None]] = [m.op_unknown] * 256
-    named: dict[bytes, Callable[[_Machine], None]] = {
+def opcode_table(m: type[Machine]) -> list[Callable[[Any], None]]:
+    """Return the methods of a machine by opcode."""
+    table: list[Callable[[Any], None]] = [m.op_unknown] * 256
+    named: dict[bytes, Callable[[Any], None]] = {
         **{b"(": m.op_mark, b"0": m.op_pop, b"1": m.op_pop_mark, b"2": m.op_dup},
         **{b"p": m.op_put, b"q": m.op_binput, b"r": m.op_long_binput, b"\x94": m.op_memoize},
         **{b"g": m.op_get, b"h": m.op_binget, b"j": m.op_long_binget},
@@ -487,4 +489,4 @@ def _opcode_table() -> list[Callable[[_Machine], None]]:
     return table
 
 
-_TABLE = _opcode_table()
+Machine.table = opcode_table(Machine)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Protocol, SupportsIndex, overload
 
 from monitor.read.reader import CorruptError
 
@@ -11,6 +12,18 @@ _INTEGER_MAX = 2**63
 
 _ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|[0-7]{1,3}|.)", re.DOTALL)
 _SIMPLE_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "a": "\a", "b": "\b", "f": "\f", "v": "\v"}
+
+
+class Octets(Protocol):
+    """What a pickle is read from: bytes, or something that is looked at as if it were."""
+
+    def __len__(self) -> int: ...
+    @overload
+    def __getitem__(self, key: SupportsIndex, /) -> int: ...
+    @overload
+    def __getitem__(self, key: slice, /) -> bytes: ...
+    def find(self, sub: bytes, start: int, end: int, /) -> int:
+        """Return the first place of `sub` in a range, -1 where it is not there."""
 
 
 def decimal(text: bytes) -> int:

@@ -109,6 +109,9 @@ def read_zip_directory(file: BoundedFile, limits: ReadLimits) -> ZipDirectory:
     Raises IncompleteError without an end record (still being written), AmbiguousError for duplicates, overlaps,
     hidden or foreign bytes, CorruptError for a broken record, LimitError, UnsupportedError for encryption and links.
     """
+    head = file.head(len(_LOCAL_MAGIC))
+    if not any(magic.startswith(head) for magic in (_LOCAL_MAGIC, _END_MAGIC)):  # the latter: no members at all
+        raise CorruptError("the file has the name of a zip archive but does not begin like one")
     end = _find_end(file)
     if end.n_entries > limits.zip_entries_max:
         raise LimitError(f"the zip has {end.n_entries} members, the limit is {limits.zip_entries_max}")

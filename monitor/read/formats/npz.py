@@ -87,8 +87,6 @@ class NpzReader:
 
     def open(self, file: BoundedFile, limits: ReadLimits) -> NpzCheckpoint:
         """Read the directory and the header of every member."""
-        if file.head(4) not in (b"PK\x03\x04", b"PK\x05\x06"):  # the latter begins an archive without members
-            raise CorruptError("the file has the name of an npz but does not begin like a zip archive")
         directory = read_zip_directory(file, limits)
         members = [member for name, member in directory.members.items() if name.endswith(_SUFFIX)]
         if not members and directory.members:

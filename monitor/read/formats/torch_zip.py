@@ -84,8 +84,6 @@ class TorchZipReader:
 
     def open(self, file: BoundedFile, limits: ReadLimits) -> TorchZipCheckpoint:
         """Read the directory and the pickle, and check every tensor against its storage."""
-        if file.head(4) != b"PK\x03\x04":
-            raise CorruptError("the file has a PyTorch name but does not begin like a zip archive")
         directory = read_zip_directory(file, limits)
         prefix, member = _pickle_member(directory)
         big_endian = _is_big_endian(directory, prefix)
