@@ -180,7 +180,7 @@ def card(view: RunView, now: float) -> Card:
         root=view.run.root,
         tone=tone,
         state=state,
-        reason=shortened(view.health_reason, TEXT_CHARACTERS_MAX),
+        reason=_reason(view),
         attempt=f"attempt {view.run.attempt}" if view.run.attempt > 1 else "",
         figures=_figures(view, now),
         last_good_step=formatting.integer(good.step) if good is not None and good.step is not None else "",
@@ -190,6 +190,12 @@ def card(view: RunView, now: float) -> Card:
         alerts=tuple(_alert_line(alert, now) for alert in shown),
         n_alerts_more=len(view.firing) - len(shown),
     )
+
+
+def _reason(view: RunView) -> str:
+    """Return why the run is as it is, unless an alert on the card says it already."""
+    said = any(view.health_reason in alert.summary for alert in view.firing)
+    return "" if said else shortened(view.health_reason, TEXT_CHARACTERS_MAX)
 
 
 def _tone_and_state(view: RunView) -> tuple[str, str]:
@@ -219,6 +225,14 @@ def _figures(view: RunView, now: float) -> tuple[Figure, ...]:
     def chart(value_of: Callable[[StoredSnapshot], float | None]) -> Sparkline | None:
         return sparkline([value_of(snapshot) for snapshot in snapshots])
 
+    def note(value: float | None, text: str) -> str:
+        if value is not None or measured is None:
+            return text
+        return "not finite" if measured.n_nonfinite else "not known"
+
+    weight_norm = None if measured is None else measured.weight_norm
+    gradient_norm = None if gradient is None else gradient.norm
+    update_ratio = None if measured is None else measured.update_ratio
     written_at = view.run.last_written_at if newest is None else newest.written_at
     return (
         Figure(
@@ -233,20 +247,22 @@ def _figures(view: RunView, now: float) -> tuple[Figure, ...]:
         ),
         Figure(
             label="weight norm",
-            value=formatting.number(None if measured is None else measured.weight_norm),
-            note="" if measured is None else f"{formatting.count(measured.n_parameters)} parameters",
+            value=formatting.number(weight_norm),
+            note=note(weight_norm, "" if measured is None else f"{formatting.count(measured.n_parameters)} parameters"),
             chart=chart(lambda snapshot: snapshot.weight_norm),
         ),
         Figure(
             label="gradient norm",
-            value=formatting.number(None if gradient is None else gradient.norm),
-            note="not known" if gradient is None else _gradient_note(gradient.source, gradient.window_steps),
+            value=formatting.number(gradient_norm),
+            note=note(
+                gradient_norm, "" if gradient is None else _gradient_note(gradient.source, gradient.window_steps)
+            ),
             chart=chart(lambda snapshot: None if snapshot.gradient is None else snapshot.gradient.norm),
         ),
         Figure(
             label="update ratio",
-            value=formatting.number(None if measured is None else measured.update_ratio),
-            note="relative, per step",
+            value=formatting.number(update_ratio),
+            note=note(update_ratio, "relative, per step"),
             chart=chart(lambda snapshot: snapshot.update_ratio),
         ),
     )

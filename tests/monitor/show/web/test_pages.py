@@ -107,6 +107,18 @@ def test_an_unreadable_checkpoint_says_why_and_keeps_the_numbers_before() -> Non
     assert {figure.label: figure.value for figure in shown.figures}["weight norm"] == "523.5"
 
 
+def test_a_reason_that_an_alert_gives_is_not_said_twice() -> None:
+    assert card(view(health_reason=alert().summary, healthy=False, firing=(alert(),)), NOW).reason == ""
+    assert card(view(health_reason="something else", healthy=False, firing=(alert(),)), NOW).reason == "something else"
+
+
+@pytest.mark.parametrize(("n_nonfinite", "note"), [(17, "not finite"), (0, "not known")])
+def test_a_missing_number_says_why_it_is_missing(n_nonfinite: int, note: str) -> None:
+    newest = snapshot(n_nonfinite=n_nonfinite, weight_norm=None, gradient=None, update_ratio=None)
+    notes = {figure.label: figure.note for figure in card(view(newest=newest, recent=(newest,)), NOW).figures}
+    assert [notes[label] for label in ("weight norm", "gradient norm", "update ratio")] == [note] * 3
+
+
 def test_charts_show_the_current_attempt_only() -> None:
     recent = tuple(snapshot(i, attempt=1 if i < 10 else 2) for i in range(1, 13))
     shown = card(view(run=summary(attempt=2), recent=recent), NOW)
