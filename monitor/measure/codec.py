@@ -12,15 +12,16 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from monitor.measure.histogram import BINS_PER_SIGN
 from monitor.measure.measured import Measured, count_parameters
+from monitor.measure.options import SKETCH_BUCKETS_MAX
 from storage.records import Histogram, Sketch, TensorDrift, TensorKind, TensorSummary
 
 TENSORS_MAX = 1_000_000
 SCALARS_MAX = 100_000
 TEXT_CHARACTERS_MAX = 4096
 DIMENSIONS_MAX = 64
-BINS_MAX = 2**15
-BUCKETS_MAX = 8191
+BINS_MAX = 2 * BINS_PER_SIGN + 1
 QUANTILES_MAX = 64
 _INTEGER_MAX = 2**63 - 1
 _DTYPE_CHARACTERS_MAX = 64
@@ -227,7 +228,7 @@ def _check_tensors(tensors: tuple[TensorSummary, ...]) -> None:
 
 def _histogram_from_json(document: object, where: str) -> Histogram:
     fields = _Fields(document, where, tuple(Histogram.__slots__))
-    indices = fields.integers("bin_indices", BINS_MAX, -BINS_MAX, BINS_MAX)
+    indices = fields.integers("bin_indices", BINS_MAX, -BINS_PER_SIGN, BINS_PER_SIGN)
     counts = fields.integers("counts", BINS_MAX, 1, _INTEGER_MAX)
     if len(indices) != len(counts) or list(indices) != sorted(set(indices)):
         raise ValueError(f"{where}: expected one count for each bin, bins in increasing order")
@@ -240,8 +241,8 @@ def _histogram_from_json(document: object, where: str) -> Histogram:
 def _sketch_from_json(document: object, where: str) -> Sketch:
     fields = _Fields(document, where, tuple(Sketch.__slots__))
     kind, dtype = fields.text("kind"), fields.text("dtype")
-    n_buckets = fields.integer("n_buckets", low=2, high=BUCKETS_MAX)
-    encoded = fields.text("values", 4 * BUCKETS_MAX * 8, empty=True)
+    n_buckets = fields.integer("n_buckets", low=2, high=SKETCH_BUCKETS_MAX)
+    encoded = fields.text("values", 4 * SKETCH_BUCKETS_MAX * 8, empty=True)
     if kind not in ("raw", "sketch") or dtype not in ("float32", "float64"):
         raise ValueError(f"{where}: unknown kind or dtype")
     try:

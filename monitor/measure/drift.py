@@ -16,9 +16,9 @@ def sketch_drift(new: TensorSummary, old: TensorSummary, reference_step: int | N
     """Estimate the drift of one tensor against an older summary of it.
 
     None when there is nothing to compare: another shape, or a sketch that is missing or was taken differently.
-    The relative numbers are None when either tensor holds a non-finite element, since a sketch counts those as zero;
-    difference_l2 is then over the elements with those zeros. Tensors small enough to be stored raw give exact
-    numbers; they are still called "sketch", because `max_abs_difference` and `n_changed` are not looked at.
+    All numbers are None when either tensor holds a non-finite element, since a sketch counts those as zero. Tensors
+    small enough to be stored raw give exact numbers; they are still called "sketch", because `max_abs_difference` and
+    `n_changed` are not looked at.
     """
     if new.shape != old.shape or new.sketch is None or old.sketch is None:
         return None
@@ -36,7 +36,7 @@ def sketch_drift(new: TensorSummary, old: TensorSummary, reference_step: int | N
         name=new.name,
         reference_step=reference_step,
         method="sketch",
-        difference_l2=finite_or_none(difference),
+        difference_l2=finite_or_none(difference) if finite else None,
         relative_l2=finite_or_none(relative),
         cosine_distance=cosine,
     )
@@ -63,7 +63,7 @@ def update_ratio(
         old = old_tensors.get(drift.name)
         if old is None or old.kind is not TensorKind.PARAMETER or old.tied_to is not None or old.n_elements == 0:
             continue
-        if drift.difference_l2 is None or old.norm_l2 is None or (drift.relative_l2 is None and old.norm_l2 > 0.0):
+        if drift.difference_l2 is None or old.norm_l2 is None:
             return None
         moved.append(drift.difference_l2)
         before.append(old.norm_l2)

@@ -34,27 +34,33 @@ class ExactDrift:
         """Add the same stretch of both tensors, 1-D; their dtypes may differ. ValueError when the lengths do."""
         if new.shape != old.shape or new.ndim != 1:
             raise ValueError(f"cannot compare {new.shape} with {old.shape}")
-        if new.dtype.kind == "c" or old.dtype.kind == "c":
-            new, old = new.astype(np.complex128), old.astype(np.complex128)
         self._n_seen += new.size
         into = (self._sums, self._counts)
         a, b = as_stored(new), as_stored(old)
         if a is not None and b is not None:
             kernel.compare32(a.bits, a.table, b.bits, b.table, into)
-        elif new.dtype.kind == "c":
-            parts = (self._sums, np.zeros_like(self._counts))
-            kernel.compare64(as_float64(new), as_float64(old), parts)
-            self._counts[layout.N_CHANGED] += np.count_nonzero(new != old)
-            self._counts[layout.N_PAIRS_NONFINITE] += parts[1][layout.N_PAIRS_NONFINITE]
-        else:
-            kernel.compare64(as_float64(new), as_float64(old), into)
+            return
+        if new.dtype == old.dtype and new.dtype.kind in "iub":  # integers beyond 2**53 differ only as integers
+            n_changed = int(np.count_nonzero(new != old))
+            kernel.compare64(as_float64(new), as_float64(old), (self._sums, np.zeros_like(self._counts)))
+            self._counts[layout.N_CHANGED] += n_changed
+            return
+        if new.dtype.kind == "c" or old.dtype.kind == "c":
+            wide_new, wide_old = new.astype(np.complex128), old.astype(np.complex128)
+            counts = np.zeros_like(self._counts)
+            kernel.compare64(as_float64(wide_new), as_float64(wide_old), (self._sums, counts))
+            halves = wide_new.view(np.int64).reshape(-1, 2) != wide_old.view(np.int64).reshape(-1, 2)
+            self._counts[layout.N_CHANGED] += np.count_nonzero(halves.any(axis=1))
+            self._counts[layout.N_PAIRS_NONFINITE] += counts[layout.N_PAIRS_NONFINITE]
+            return
+        kernel.compare64(as_float64(new), as_float64(old), into)
 
     def finish(self, name: str, reference_step: int | None) -> TensorDrift:
         """Return the drift; ValueError unless all elements were seen.
 
-        With a non-finite element in either tensor the sums are over the pairs that are finite, and the relative
-        numbers are None. `n_changed` counts elements whose bits differ (so -0.0 is a change from 0.0, and a NaN that
-        stays is none).
+        With a non-finite element in either tensor there is no distance, relative or absolute (None), and
+        `max_abs_difference` is over the pairs that are finite. For complex tensors it is over real and imaginary parts.
+        `n_changed` counts elements whose bits differ (so -0.0 is a change from 0.0, and a NaN that stays is none).
         """
         if self._n_seen != self.n_elements:
             raise ValueError(f"tensor {name!r}: compared {self._n_seen} of {self.n_elements} elements")
@@ -64,7 +70,7 @@ class ExactDrift:
             name=name,
             reference_step=reference_step,
             method="exact",
-            difference_l2=finite_or_none(difference),
+            difference_l2=finite_or_none(difference) if finite else None,
             relative_l2=finite_or_none(difference / old_norm) if finite and old_norm > 0.0 else None,
             cosine_distance=cosine_distance_of(new_norm, old_norm, difference) if finite else None,
             max_abs_difference=finite_or_none(float(self._sums[layout.LARGEST_DIFFERENCE])),

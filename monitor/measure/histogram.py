@@ -1,7 +1,7 @@
 """Fixed logarithmic magnitude bins, the same for every tensor and dtype, and quantiles from them.
 
 The scheme: the magnitude of an element as float64, without its sign, is cut to its exponent and the top three bits
-of its mantissa: m = bits >> 49, eight bins an octave over the whole range of float64 (0..16367). A positive element is
+of its mantissa: m = bits >> 49, eight bins an octave over the whole range of float64 (0..16375). A positive element is
 in bin m + 1, a negative one in bin -(m + 1), zero in bin 0. So bins sort like values, any two histograms can be
 compared or added, and no range has to be known before. The lowest bin of each sign reaches down to zero.
 
@@ -20,7 +20,8 @@ import numpy.typing as npt
 from storage.records import Histogram
 
 MAGNITUDE_SHIFT = 49
-MAGNITUDES = 2**14  # per sign; the last 16 would be infinities and NaN and stay empty
+MAGNITUDES = 2**14  # per sign; the last eight would be infinities and NaN and stay empty
+BINS_PER_SIGN = MAGNITUDES - 8
 SAMPLE_ROWS = 64
 
 _LARGEST = float(np.finfo(np.float64).max)
@@ -38,8 +39,8 @@ def bin_edges(index: int) -> tuple[float, float]:
     A positive bin holds low <= x < high, a negative one low < x <= high. Raises ValueError outside the scheme.
     """
     magnitude = abs(index) - 1
-    if magnitude >= MAGNITUDES - 16:
-        raise ValueError(f"bin {index} is outside the scheme of {MAGNITUDES - 16} bins a sign")
+    if magnitude >= BINS_PER_SIGN:
+        raise ValueError(f"bin {index} is outside the scheme of {BINS_PER_SIGN} bins a sign")
     if index == 0:
         return 0.0, 0.0
     edges = np.array([magnitude, magnitude + 1], dtype=np.int64) << MAGNITUDE_SHIFT
@@ -83,4 +84,16 @@ def quantiles(histogram: Histogram, probabilities: Sequence[float], low: float, 
         left, right = max(left, low), min(right, high)
         value = left + (right - left) * min(max(inside, 0.0), 1.0)
         found[f"{probability:g}"] = min(max(value, low), high)
+    return found
+
+
+def quantiles_of(ordered: npt.NDArray[np.float64], probabilities: Sequence[float]) -> dict[str, float]:
+    """Return exact quantiles of sorted finite values, interpolated linearly as numpy.quantile does by default."""
+    found: dict[str, float] = {}
+    for probability in probabilities if ordered.size else ():
+        place = probability * (ordered.size - 1)
+        below = int(place)
+        left, right = float(ordered[below]), float(ordered[min(below + 1, ordered.size - 1)])
+        part = place - below
+        found[f"{probability:g}"] = left * (1.0 - part) + right * part  # no difference that could overflow
     return found

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from storage.records import GradientEstimate, TensorSummary
 
 _STATE = re.compile(r"^(?P<optimizer>optimizer(?:\.\d+)?)\.state\.(?P<key>.+)\.exp_avg_sq$")
-_NEGATIVE_SLACK = 1e-5  # W below -slack * S_old is a replaced state; above, it is rounding
+_SLACK = 1e-5  # times S_old: what rounding can do; below minus that, the state was replaced
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,44 +100,64 @@ def gradient_estimate(
 ) -> GradientEstimate | None:
     """Estimate the global gradient norm between the reference and now, over all parameters with Adam state.
 
-    Source "adam_window" when every state has an older self that is fewer steps old, under the same beta2, and nothing
-    says it was reset between; else "adam_ema". None when there is no Adam state, when a state is not finite, when a
-    beta2 is not stated, or when no step was taken.
+    Source "adam_window" when every state has an older self in the reference under the same beta2, and nothing says
+    that it was reset between; window_steps is the largest number of steps that a parameter took. A state that is new
+    since the reference has its whole memory in the window. Otherwise "adam_ema". None when there is no Adam state that
+    took a step, when a state is not finite, or when a beta2 is not stated.
     """
     states = [s for s in adam_states(tensors, scalars) if s.step > 0]
     if not states or any(s.second_moment is None or s.beta2 is None for s in states):
         return None
-    old = {s.name: s for s in adam_states(reference_tensors, reference_scalars or {})}
-    windows = [_window(state, old.get(state.name)) for state in states]
     beta2s = {s.beta2 for s in states}
     beta2 = beta2s.pop() if len(beta2s) == 1 else None
-    known = [w for w in windows if w is not None]
-    if len(known) == len(states) and (steps := {k for _, k in known}) and max(steps) > 0:
-        norm = math.sqrt(math.fsum(w for w, _ in known))
-        return GradientEstimate(norm=norm, source="adam_window", window_steps=max(steps), beta2=beta2)
-    ema = math.fsum(_memory(state) for state in states)
-    return GradientEstimate(norm=math.sqrt(ema), source="adam_ema", window_steps=None, beta2=beta2)
+    old = {s.name: s for s in adam_states(reference_tensors, reference_scalars or {})}
+    window = _window_norm(states, old)
+    if window is not None:
+        return GradientEstimate(norm=window[0], source="adam_window", window_steps=window[1], beta2=beta2)
+    norm = math.sqrt(math.fsum(_memory(state) for state in states))
+    return GradientEstimate(norm=norm, source="adam_ema", window_steps=None, beta2=beta2) if norm < math.inf else None
 
 
 def _memory(state: AdamState) -> float:
+    """Return the weighted mean of |g|**2 over the optimizer's whole memory of one parameter."""
     assert state.second_moment is not None and state.beta2 is not None  # noqa: PT018 - the caller has looked
-    return state.second_moment / -math.expm1(state.step * math.log(state.beta2)) if state.beta2 else state.second_moment
+    return state.second_moment / _weights(state.beta2, state.step)
 
 
-def _window(new: AdamState, old: AdamState | None) -> tuple[float, int] | None:
-    """Return (W, k) for one parameter, None when the older state is not an earlier one of the same history.
+def _weights(beta2: float, steps: int) -> float:
+    """Return 1 - beta2**steps without cancellation."""
+    return -math.expm1(steps * math.log(beta2)) if beta2 > 0.0 else 1.0
 
-    A parameter that got its first gradient since the reference has an implicit older state of zeros at step 0.
-    """
-    if old is None or old.second_moment is None or old.beta2 != new.beta2:
+
+def _window_norm(states: list[AdamState], old: Mapping[str, AdamState]) -> tuple[float, int] | None:
+    """Return (norm, steps) over the window, None when a state is not the continuation of its older self."""
+    squares: list[float] = []
+    steps = 0
+    for state in states:
+        before = old.get(state.name)
+        if before is None:
+            continue
+        square = _window(state, before)
+        if square is None:
+            return None
+        squares.append(square)
+        steps = max(steps, state.step - before.step)
+    for state in states:
+        if state.name not in old:
+            if state.step > steps:  # older than the window, yet the reference does not know it
+                return None
+            squares.append(_memory(state))
+    norm = math.sqrt(math.fsum(squares))
+    return (norm, steps) if steps > 0 and norm < math.inf else None
+
+
+def _window(new: AdamState, old: AdamState) -> float | None:
+    """Return W for one parameter, None when the older state is not an earlier one of the same history."""
+    assert new.second_moment is not None and new.beta2 is not None  # noqa: PT018 - the caller has looked
+    if old.second_moment is None or old.beta2 != new.beta2:
         return None
     k = new.step - old.step
-    assert new.second_moment is not None and new.beta2 is not None  # noqa: PT018 - the caller has looked
-    if k <= 0:
+    fresh = new.second_moment - new.beta2**k * old.second_moment if k >= 0 else -math.inf
+    if fresh < -_SLACK * old.second_moment or (k == 0 and fresh > _SLACK * old.second_moment):
         return None
-    kept = new.beta2**k
-    fresh = new.second_moment - kept * old.second_moment
-    if fresh < -_NEGATIVE_SLACK * old.second_moment:
-        return None
-    forgotten = -math.expm1(k * math.log(new.beta2)) if new.beta2 else 1.0
-    return max(fresh, 0.0) / forgotten, k
+    return max(fresh, 0.0) / _weights(new.beta2, k) if k > 0 else 0.0

@@ -65,6 +65,7 @@ def as_stored(values: Array) -> Stored | None:
 
 def as_float64(values: Array) -> npt.NDArray[np.float64]:
     """Return values as contiguous float64; complex ones as real and imaginary parts in turn."""
-    if values.dtype.kind == "c":
-        return np.ascontiguousarray(values, dtype=np.complex128).view(np.float64)
-    return np.ascontiguousarray(values, dtype=np.float64)
+    with np.errstate(invalid="ignore"):  # a signalling NaN is a NaN like any other
+        if values.dtype.kind == "c":
+            return np.ascontiguousarray(values, dtype=np.complex128).view(np.float64)
+        return np.ascontiguousarray(values, dtype=np.float64)

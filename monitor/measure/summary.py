@@ -130,7 +130,8 @@ class SummaryBuilder:
     ) -> TensorSummary:
         """Return the summary; ValueError unless all elements were seen once.
 
-        A statistic that overflows float64 is None, as is every one over no finite element.
+        A statistic that overflows float64 is None, as is every one over no finite element. Like NumPy's, norm_l2 and
+        std of float64 tensors lose their digits below 1e-150, where squares leave float64's range.
         """
         if self._n_seen != self.n_elements:
             raise ValueError(f"tensor {name!r}: saw {self._n_seen} of {self.n_elements} elements")
@@ -156,7 +157,7 @@ class SummaryBuilder:
             norm_l1=_finite(l1),
             norm_l2=_finite(math.sqrt(m2 + n_finite * mean * mean)) if n_finite else None,
             abs_max=_finite(max(abs(low), abs(high))),
-            quantiles=bins.quantiles(found, self._options.quantiles, low, high) if found else {},
+            quantiles=self._find_quantiles(found, low, high),
             histogram=found,
             sketch=self._find_sketch(),
             tied_to=tied_to,
@@ -166,6 +167,14 @@ class SummaryBuilder:
         if not self._options.histogram:
             return None
         return bins.from_counts(self._histogram, exact=self._stride == 1)
+
+    def _find_quantiles(self, found: Histogram | None, low: float, high: float) -> dict[str, float]:
+        """Return exact quantiles where all elements are at hand and finite, else those of the histogram."""
+        if found is None:
+            return {}
+        if self._raw is None or found.n_sampled != self._raw.size:
+            return bins.quantiles(found, self._options.quantiles, low, high)
+        return bins.quantiles_of(np.sort(self._raw), self._options.quantiles)
 
     def _find_sketch(self) -> Sketch:
         values = self._buckets if self._raw is None else self._raw
