@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _STOP_SECONDS = 2.0
+_SPOILING = frozenset({ProblemKind.LIMIT, ProblemKind.WORKER_CRASHED})
 
 
 class WorkerError(Exception):
@@ -224,45 +225,40 @@ class WorkerPool(Executor):
                 n_tasks = 0
             n_tasks += 1
             child = self._run(child, task)
-            self._close_task()
 
     def _run(self, child: Child | None, task: _Task) -> Child | None:
         """Run one task; return the child when it is fit for another one, else None."""
         try:
             if child is None:
                 child = self._start()
-            reply = child.ask(task.request, timeout_seconds=task.timeout_seconds)
-            result = _result_of(reply)
-        except TaskFailedError as error:
-            self.counts.n_problems += 1
+            result = _result_of(child.ask(task.request, timeout_seconds=task.timeout_seconds))
+        except Exception as error:  # noqa: BLE001 - supervisor of one task: the future carries whatever it was
+            outcome = self._account(error)
             # A worker ends by itself after an error that may have left it in a bad state.
-            if error.problem.kind in {ProblemKind.LIMIT, ProblemKind.WORKER_CRASHED}:
-                self._let_go(child)
+            is_fit = isinstance(error, TaskFailedError) and error.problem.kind not in _SPOILING
+            if not is_fit:
+                self._let_go(child, kill=not isinstance(error, TaskFailedError))
                 child = None
-            task.future.set_exception(error)
-        except ChildTimeoutError as error:
-            self.counts.n_timeouts += 1
-            self._let_go(child, kill=True)
-            child = None
-            task.future.set_exception(self._closed_or(TaskTimeoutError(str(error))))
-        except (ChildError, frames.FrameError) as error:
-            self.counts.n_crashes += 1
-            self._let_go(child, kill=True)
-            child = None
-            task.future.set_exception(self._closed_or(WorkerCrashedError(str(error))))
-        except BaseException as error:  # the thread goes on: the future carries whatever it was
-            self._let_go(child, kill=True)
-            child = None
-            task.future.set_exception(error)
-            if not isinstance(error, Exception):
-                raise
+            self._close_task()
+            task.future.set_exception(outcome)
         else:
             self.counts.n_results += 1
+            self._close_task()
             task.future.set_result(result)
         return child
 
-    def _closed_or(self, error: WorkerError) -> WorkerError:
-        return PoolClosedError("the daemon is stopping") if self._is_killed else error
+    def _account(self, error: Exception) -> Exception:
+        """Count what went wrong, and return what the future is to carry."""
+        if isinstance(error, TaskFailedError):
+            self.counts.n_problems += 1
+            return error
+        if self._is_killed:
+            return PoolClosedError("the daemon is stopping")
+        if isinstance(error, ChildTimeoutError):
+            self.counts.n_timeouts += 1
+            return TaskTimeoutError(str(error))
+        self.counts.n_crashes += 1
+        return WorkerCrashedError(str(error)) if isinstance(error, ChildError | frames.FrameError) else error
 
     def _close_task(self) -> None:
         with self._lock:

@@ -127,12 +127,24 @@ def _final_problem(candidate: Candidate, *, now: float, policy: SettlePolicy, ve
     if problem.kind is ProblemKind.PERMISSION:
         return problem if waited >= policy.permission_timeout_seconds else None
     if problem.kind is ProblemKind.INCOMPLETE:
-        if now - candidate.last_changed_at < policy.incomplete_timeout_seconds:
+        quiet_seconds = now - _last_change(candidate, now)
+        if quiet_seconds < policy.incomplete_timeout_seconds:
             return None
-        minutes = (now - candidate.last_changed_at) / 60
+        minutes = quiet_seconds / 60
         message = f"still incomplete {minutes:.0f} min after its last change: {problem.message}"
         return Problem(kind=ProblemKind.TRUNCATED, message=message[:500])
     return problem if waited >= policy.incomplete_timeout_seconds else None
+
+
+def _last_change(candidate: Candidate, now: float) -> float:
+    """Return when a candidate last changed: by its own stamp where we never saw it change, else by what we saw.
+
+    So a file that was cut off long before we came is not waited for as if it had been written a moment ago.
+    """
+    stamp = max((f.mtime_ns for f in candidate.files), default=0) / 1e9
+    if candidate.first_seen_at == candidate.last_changed_at and stamp <= now:
+        return min(stamp, candidate.last_changed_at)
+    return candidate.last_changed_at
 
 
 @dataclass(slots=True)

@@ -111,6 +111,15 @@ def test_a_file_incomplete_for_too_long_after_its_last_change_is_truncated() -> 
     assert "why" in decision.problem.message
 
 
+def test_a_file_that_was_cut_off_long_before_we_came_is_not_waited_for() -> None:
+    known = verdict(ProblemKind.INCOMPLETE)
+    decision = decide(candidate(mtime=10.0, changed=1000.0), now=1002.0, policy=POLICY, verdict=known)
+    assert isinstance(decision, Broken)
+    assert decision.problem.kind is ProblemKind.TRUNCATED
+    grew = replace(candidate(mtime=10.0, changed=1000.0), first_seen_at=990.0)
+    assert isinstance(decide(grew, now=1002.0, policy=POLICY, verdict=known), NotYet)
+
+
 @pytest.mark.parametrize(
     "kind",
     [

@@ -91,7 +91,7 @@ def test_a_read_that_passes_the_stat_bracket_never_mixes_two_versions(overwritte
                 header = file.size_bytes - SIZE_BYTES
                 for offset in range(0, SIZE_BYTES, PIECE_BYTES):
                     values.append(file.read(header + offset, PIECE_BYTES))
-                    time.sleep(0.003)  # a slow reader meets the writer often
+                    time.sleep(0.01)  # a slow reader meets the writer often
                 file.verify_unchanged()
         except ReadError as error:
             kinds.add(error.kind)
