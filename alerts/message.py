@@ -70,9 +70,8 @@ def _title(alert: Alert, reason: str) -> str:
 
 
 def _text(alert: Alert, reason: str) -> str:
-    if reason == REASON_RESOLVED:
-        return f"This is over. It was: {alert.summary}"
-    return alert.summary
+    summary = alert.summary.strip() or "The rule gave no text."
+    return f"This is over. It was: {summary}" if reason == REASON_RESOLVED else summary
 
 
 def _facts(notification: Notification) -> list[tuple[str, str]]:

@@ -1,7 +1,8 @@
 """The notifier `email`: one message by SMTP, as HTML and as plain text.
 
-Messages of one episode of an alert hang together as a thread. Texts are put into headers by the email package only, and
-they are printable before they come here, so that no name can add a header.
+Messages of one episode of an alert hang together as a thread. Texts are printable before they come here, and only the
+email package writes headers. It decodes what looks like an encoded word ("=?utf-8?q?=0d=0aBcc:...?=") on the way, line
+breaks included, so the beginning of such a word is taken apart: no name of a run or tensor can add a header.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ PORTS = {"starttls": 587, "ssl": 465, "none": 25}
 COLOURS = {"critical": "#b42318", "warning": "#b54708", "info": "#175cd3", "resolved": "#067647"}
 LABEL_COLUMN_MAX = 30
 RECIPIENTS_MAX = 50
-ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
+ATOM = r"[A-Za-z0-9!#$%&'*+/=^_`{|}~-]+"
 ADDRESS = re.compile(rf"{ATOM}(\.{ATOM})*@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
 ADDRESS_CHARACTERS_MAX = 254  # RFC 5321 4.5.3.1.3, less the angle brackets
 REPLY_BYTES_MAX = 64 * 1024  # of everything a server says in one session
@@ -141,7 +142,7 @@ def build_mail(content: Message, deduplication_key: str, *, sender: str, to: lis
     domain = sender.rpartition("@")[2]
     thread = f"<{content.thread}@{domain}>"
     mail = EmailMessage(policy=SMTP_POLICY)
-    mail["Subject"] = f"[ckptwatch] {content.title}"
+    mail["Subject"] = f"[ckptwatch] {content.title.replace('=?', '= ?')}"  # see the module's docstring
     mail["From"] = Address(display_name="ckptwatch", addr_spec=sender)
     mail["To"] = ", ".join(to)
     mail["Message-ID"] = f"<{deduplication_key}@{domain}>"

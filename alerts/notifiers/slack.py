@@ -66,7 +66,7 @@ def payload(content: Message, deduplication_key: str) -> dict[str, Any]:
     blocks: list[dict[str, Any]] = [
         {
             "type": "header",
-            "text": {"type": "plain_text", "text": _cut(content.title, HEADER_CHARACTERS_MAX), "emoji": False},
+            "text": {"type": "plain_text", "text": _heading(content.title), "emoji": False},
         },
         {"type": "section", "text": {"type": "mrkdwn", "text": _cut_escaped(content.text, SECTION_CHARACTERS_MAX)}},
         *_fact_blocks(content.facts),
@@ -113,8 +113,10 @@ def escape(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _cut(text: str, characters_max: int) -> str:
-    return text if len(text) <= characters_max else text[: characters_max - 1] + "…"
+def _heading(text: str) -> str:
+    """Cut a heading to its limit. Escapes are not documented for plain text, so the signs themselves are replaced."""
+    plain = text.replace("<", "‹").replace(">", "›")
+    return plain if len(plain) <= HEADER_CHARACTERS_MAX else plain[: HEADER_CHARACTERS_MAX - 1] + "…"
 
 
 def _cut_escaped(text: str, characters_max: int) -> str:

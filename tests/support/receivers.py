@@ -33,7 +33,7 @@ class Answer:
     body: bytes = b"ok"
     hang: bool = False
     endless: bool = False  # a body without an end
-    drip: bool = False  # a byte of a header now and then, for ever
+    drip: bool = False  # a byte of the status line now and then, for ever
 
 
 class HttpReceiver:
@@ -114,9 +114,9 @@ class _Handler(BaseHTTPRequestHandler):
             receiver.n_bytes_sent += 65536
 
     def _drip(self) -> None:
-        self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+        self.wfile.write(b"HTTP/1.1 ")
         while not self.server.receiver.closing.wait(0.05):
-            self.wfile.write(b"x")
+            self.wfile.write(b"0")
             self.wfile.flush()
 
     def log_message(self, format: str, *args: Any) -> None:
