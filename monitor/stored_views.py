@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TypeVar
 
 from alerts.verdict import health, last_good
@@ -17,13 +18,24 @@ from storage.errors import DatabaseError
 from storage.records import Alert, AlertState, RunSummary, StoredSnapshot
 
 RECENT_SNAPSHOTS_MAX = 256
-VIEWS_SECONDS_MAX = 2.0  # a view may be this old: whether a file still exists is asked of a filesystem that may be slow
+VIEWS_SECONDS_MAX = 2.0  # how long the list of runs is taken as it is: scrapes and pages ask together
+EXISTENCE_SECONDS_MAX = 30.0  # how long a last good file is taken as there: the filesystem that knows may be slow
 
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Kept:
+    """A run's view with what it was made from; it stands while that is the same."""
+
+    run: RunSummary
+    open_alerts: tuple[Alert, ...]
+    built_at: float
+    view: RunView
+
+
 class StoredViews:
-    """Builds views from the database; the list of runs is kept for a moment, since scrapes and pages ask together."""
+    """Builds views from the database, and builds a run's view anew only when something about the run has changed."""
 
     def __init__(self, database: Database, *, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._database = database
@@ -31,6 +43,7 @@ class StoredViews:
         self._lock = threading.Lock()
         self._views: tuple[RunView, ...] = ()
         self._built_at: float | None = None
+        self._kept: dict[str, _Kept] = {}
 
     def sources(self) -> Sources:
         """Return the functions that the page, the API and the exporter ask."""
@@ -46,7 +59,7 @@ class StoredViews:
         with self._lock:
             now = self._monotonic()
             if self._built_at is None or now - self._built_at > VIEWS_SECONDS_MAX:
-                self._views = tuple(self._build())
+                self._views = tuple(self._build(now))
                 self._built_at = now
             return self._views
 
@@ -81,15 +94,25 @@ class StoredViews:
                 scalars=queries.scalars(session, snapshot_id),
             )
 
-    def _build(self) -> list[RunView]:
+    def _build(self, now: float) -> list[RunView]:
+        kept: dict[str, _Kept] = {}
         with _readable(), self._database.read() as session:
             open_alerts: dict[str, list[Alert]] = {}
             for alert in queries.open_alerts(session):
                 open_alerts.setdefault(alert.run, []).append(alert)
-            known = [
-                (run, queries.history(session, run.run, limit=RECENT_SNAPSHOTS_MAX)) for run in queries.runs(session)
-            ]
-        return [_view(run, recent, open_alerts.get(run.run, [])) for run, recent in known]
+            for run in queries.runs(session):
+                alerts = tuple(open_alerts.get(run.run, ()))
+                old = self._kept.get(run.run)
+                if (
+                    old is None
+                    or (old.run, old.open_alerts) != (run, alerts)
+                    or now - old.built_at > EXISTENCE_SECONDS_MAX
+                ):
+                    recent = queries.history(session, run.run, limit=RECENT_SNAPSHOTS_MAX)
+                    old = _Kept(run=run, open_alerts=alerts, built_at=now, view=_view(run, recent, list(alerts)))
+                kept[run.run] = old
+        self._kept = kept
+        return [entry.view for entry in kept.values()]
 
 
 def _view(run: RunSummary, recent: list[StoredSnapshot], open_alerts: list[Alert]) -> RunView:
