@@ -50,6 +50,8 @@ TENSORS_MAX: Final = 1_000_000
 KNOWN_MAX: Final = 1_000_000
 OPEN_ALERTS_MAX: Final = 10_000
 FINDINGS_MAX: Final = 10_000
+VARIANTS_MAX: Final = 100  # how many dtypes or shapes one tensor had in one run
+_BATCH_ROWS: Final = 500  # below the number of variables that an old SQLite allows in one statement
 
 _NEWEST_FIRST: Final = (SnapshotRow.attempt.desc(), SnapshotRow.sort_step.desc(), SnapshotRow.id.desc())
 _OPEN: Final = (AlertState.PENDING.value, AlertState.FIRING.value)
@@ -164,23 +166,27 @@ def tensor_history(
     session: Session, run: str, name: str, *, attempt: int | None = None, limit: int = 1000
 ) -> list[tuple[StoredSnapshot, TensorSummary]]:
     """Return one tensor over the newest `limit` snapshots that hold it, oldest first, without sketches."""
-    chosen = (
-        select(StatisticsRow.snapshot_id)
-        .join(TensorRow, TensorRow.id == StatisticsRow.tensor_id)
+    # Naming the tensor by number lets both statements use the index by (tensor, snapshot); by name they would not.
+    numbers = session.execute(
+        select(TensorRow.id)
         .join(RunRow, RunRow.id == TensorRow.run_id)
         .where(RunRow.name == run, TensorRow.name == name)
+        .order_by(TensorRow.id.desc())
+        .limit(VARIANTS_MAX)
     )
+    variants = list(numbers.scalars())
+    chosen = select(StatisticsRow.snapshot_id).where(StatisticsRow.tensor_id.in_(variants))
     statement = _snapshots().where(SnapshotRow.id.in_(chosen))
     if attempt is not None:
         statement = statement.where(SnapshotRow.attempt == attempt)
     snapshots = [rows.stored_snapshot(row) for row in session.execute(statement.order_by(*_NEWEST_FIRST).limit(limit))]
     found: dict[int, TensorSummary] = {}
-    for start in range(0, len(snapshots), 500):
-        part = [stored.id for stored in snapshots[start : start + 500]]
+    for start in range(0, len(snapshots), _BATCH_ROWS):
+        part = [stored.id for stored in snapshots[start : start + _BATCH_ROWS]]
         statement = (
             _tensors(with_distribution=True)
             .add_columns(StatisticsRow.snapshot_id)
-            .where(StatisticsRow.snapshot_id.in_(part), TensorRow.name == name)
+            .where(StatisticsRow.tensor_id.in_(variants), StatisticsRow.snapshot_id.in_(part))
         )
         found.update((row.snapshot_id, rows.tensor_summary(row)) for row in session.execute(statement))
     return [(stored, found[stored.id]) for stored in reversed(snapshots)]

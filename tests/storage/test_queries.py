@@ -348,6 +348,15 @@ def test_no_query_walks_through_the_tensor_tables(database: Database) -> None:
     assert [line for line in lines if line[0].startswith("SCAN") and large & {*line[0].split()}] == []
 
 
+def test_a_tensor_is_followed_by_the_index_that_begins_with_it(database: Database) -> None:
+    add(database, make_snapshot(1), make_snapshot(2))
+    with database.read() as session:
+        lines = [line for line, _ in plans(session, lambda session: queries.tensor_history(session, "gpt", "a.weight"))]
+    searches = [line for line in lines if line.startswith("SEARCH tensor_statistics")]
+    assert len(searches) == 2
+    assert all("ix_tensor_statistics_tensor_id_snapshot_id" in line for line in searches)
+
+
 def test_history_is_read_in_index_order(database: Database) -> None:
     with database.read() as session:
         lines = [line for line, _ in plans(session, lambda session: queries.history(session, "gpt", limit=10))]
