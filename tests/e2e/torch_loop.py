@@ -1,7 +1,8 @@
-"""An ordinary PyTorch training loop, run in a process of its own; ckptwatch is not known to it.
+"""An ordinary PyTorch training loop, run in a process of its own; it knows nothing of ckptwatch.
 
 Beside the checkpoints it writes, into another directory, what was true: for each save the float64 NumPy statistics of
-every tensor and the weighted mean of the squared gradient norm over the steps since the save before.
+every tensor and the squared gradient norm of every step since the save before. It saves when it reads a line from its
+standard input; one more line lets a last stretch of saves begin that comes without any pause.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import argparse
 import json
 import math
 import os
-import time
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import numpy as np
 import torch
 
 BETA2 = 0.99
+POISONED = "3.weight"
 
 
 def statistics(values: torch.Tensor) -> dict[str, Any]:
@@ -42,79 +45,103 @@ def statistics(values: torch.Tensor) -> dict[str, Any]:
     return truth
 
 
+class Training:
+    """A small network with batch normalisation, AdamW, and the gradient norms that it had."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(7)
+        torch.set_num_threads(1)
+        self.model = torch.nn.Sequential(
+            torch.nn.Linear(16, 64), torch.nn.BatchNorm1d(64), torch.nn.ReLU(), torch.nn.Linear(64, 4)
+        )
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=3e-3, betas=(0.9, BETA2))
+        self.squared_norms: list[float] = []
+        self.clean: dict[str, torch.Tensor] = {}
+
+    def step(self) -> None:
+        """Train on one batch."""
+        inputs = torch.randn(32, 16)
+        loss = (self.model(inputs) - inputs[:, :4].tanh()).square().mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        gradients = [p.grad.double() for p in self.model.parameters() if p.grad is not None]
+        self.squared_norms.append(sum(float(g.square().sum()) for g in gradients))
+        self.optimizer.step()
+
+    def poison(self) -> None:
+        """Write NaN into one element of one weight, and remember how it was."""
+        self.clean = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.model.state_dict()[POISONED].view(-1)[5] = math.nan
+
+    def heal(self) -> None:
+        """Put the weights back."""
+        self.model.load_state_dict(self.clean)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return every tensor that is saved: those of the model by its own names, those of the optimizer by path."""
+        found = dict(self.model.state_dict())
+        states: Mapping[int, Mapping[str, torch.Tensor]] = self.optimizer.state_dict()["state"]
+        for index, state in states.items():
+            found |= {f"optimizer.state.{index}.{key}": value for key, value in state.items()}
+        return found
+
+
+class Files:
+    """Where checkpoints and the truth about them go."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.directory: Path = arguments.directory
+        self.truth: Path = arguments.truth
+        self.rotates: bool = arguments.mode == "rotate"
+        self.keep: int = arguments.keep
+        self.kept: list[Path] = []
+
+    def save(self, training: Training, step: int, n_new_steps: int) -> None:
+        """Save model and optimizer the usual way, delete what is too old, and write down what was saved."""
+        path = self.directory / (f"ckpt-{step:06d}.pt" if self.rotates else "latest.pt")
+        state = {"model": training.model.state_dict(), "optimizer": training.optimizer.state_dict(), "step": step}
+        torch.save(state, path)
+        if self.rotates:
+            self.kept.append(path)
+            if len(self.kept) > self.keep:
+                self.kept.pop(0).unlink()
+        truth = {
+            "step": step,
+            "path": str(path),
+            "squared_norms": training.squared_norms[len(training.squared_norms) - n_new_steps :],
+            "tensors": {name: statistics(value) for name, value in training.tensors().items()},
+        }
+        temporary = self.truth / f".{step}.tmp"
+        temporary.write_text(json.dumps(truth))
+        os.replace(temporary, self.truth / f"{step:06d}.json")
+
+
 def main() -> None:
     """Train, save, and write down the truth."""
     parser = argparse.ArgumentParser()
     parser.add_argument("directory", type=Path)
     parser.add_argument("truth", type=Path)
     parser.add_argument("--mode", choices=["overwrite", "rotate"], required=True)
-    parser.add_argument("--saves", type=int, default=30)
+    parser.add_argument("--saves", type=int, default=30, help="saves that wait for a line")
+    parser.add_argument("--hasty-saves", type=int, default=0, help="saves after that, which wait for nothing")
     parser.add_argument("--save-every", type=int, default=5)
-    parser.add_argument("--pause-seconds", type=float, default=0.8)
     parser.add_argument("--keep", type=int, default=3)
-    parser.add_argument("--nan-at", type=int, default=0, help="poison one tensor in the saves from this number on")
-    parser.add_argument("--recover-at", type=int, default=0, help="restore the weights before this save")
+    parser.add_argument("--poison-at", type=int, default=0, help="the save from which on a weight is NaN")
+    parser.add_argument("--heal-at", type=int, default=0, help="the save from which on it is not any more")
     arguments = parser.parse_args()
-    torch.manual_seed(7)
-    torch.set_num_threads(1)
-    model = torch.nn.Sequential(
-        torch.nn.Linear(16, 64), torch.nn.BatchNorm1d(64), torch.nn.ReLU(), torch.nn.Linear(64, 4)
-    )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, BETA2))
-    kept: list[Path] = []
-    squared_norms: list[float] = []
-    clean = {name: value.clone() for name, value in model.state_dict().items()}
-    for save in range(1, arguments.saves + 1):
-        if save == arguments.recover_at:
-            model.load_state_dict(clean)
-        for _ in range(arguments.save_every):
-            inputs = torch.randn(32, 16)
-            loss = (model(inputs) - inputs[:, :4].tanh()).square().mean()
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            squared_norms.append(sum(float(p.grad.double().square().sum()) for p in model.parameters() if p.grad is not None))
-            if arguments.nan_at and save >= arguments.nan_at and not arguments.recover_at:
-                continue  # a poisoned run keeps saving its poisoned weights
-            if not (arguments.nan_at <= save < arguments.recover_at):
-                optimizer.step()
-        if save < arguments.nan_at or not arguments.nan_at:
-            clean = {name: value.clone() for name, value in model.state_dict().items()}
-        if save == arguments.nan_at:
-            with torch.no_grad():
-                model[3].weight.view(-1)[5] = math.nan
-        _save(arguments, model, optimizer, save, kept, squared_norms)
-        time.sleep(arguments.pause_seconds)
-
-
-def _save(
-    arguments: argparse.Namespace,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    save: int,
-    kept: list[Path],
-    squared_norms: list[float],
-) -> None:
-    step = save * arguments.save_every
-    name = "latest.pt" if arguments.mode == "overwrite" else f"ckpt-{step:06d}.pt"
-    path = arguments.directory / name
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, path)
-    if arguments.mode == "rotate":
-        kept.append(path)
-        if len(kept) > arguments.keep:
-            kept.pop(0).unlink()
-    window = squared_norms[-arguments.save_every :]
-    weights = [(1 - BETA2) * BETA2**j for j in range(len(window))]
-    mean = sum(w * g for w, g in zip(weights, reversed(window), strict=True)) / sum(weights)
-    truth = {
-        "step": step,
-        "path": str(path),
-        "window_norm": math.sqrt(mean),
-        "saved_at": time.time(),
-        "tensors": {name: statistics(value) for name, value in model.state_dict().items()},
-    }
-    temporary = arguments.truth / f".{step}.json"
-    temporary.write_text(json.dumps(truth))
-    os.replace(temporary, arguments.truth / f"{step:06d}.json")
+    training, files = Training(), Files(arguments)
+    for save in range(1, arguments.saves + arguments.hasty_saves + 1):
+        is_poisoned = arguments.poison_at and arguments.poison_at <= save < (arguments.heal_at or math.inf)
+        n_steps = 0 if is_poisoned else arguments.save_every
+        if save == arguments.heal_at:
+            training.heal()
+        for _ in range(n_steps):
+            training.step()
+        if save == arguments.poison_at:
+            training.poison()
+        if save <= arguments.saves + 1 and not sys.stdin.readline():
+            return
+        files.save(training, save * arguments.save_every, n_steps)
 
 
 if __name__ == "__main__":
