@@ -16,6 +16,7 @@ from monitor.measure import frames
 _READ_BYTES = 1 << 20
 _STDERR_BYTES_MAX = 8192
 _LINE_CHARACTERS_MAX = 300
+_KILL_SECONDS = 5.0
 
 
 class ChildError(Exception):
@@ -93,7 +94,10 @@ class Child:
             self._process.kill()
 
     def close(self, *, timeout_seconds: float) -> None:
-        """Ask the process to end by closing its input, kill it after `timeout_seconds`, and free its pipes."""
+        """Ask the process to end by closing its input, kill it after `timeout_seconds`, and free its pipes.
+
+        A process that hangs in the kernel (a dead file server) cannot be killed; it is left behind after a moment.
+        """
         assert self._process.stdin is not None
         self._process.stdin.close()
         if timeout_seconds <= 0:
@@ -102,7 +106,8 @@ class Child:
             self._process.wait(timeout=max(timeout_seconds, 0.001))
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=_KILL_SECONDS)
         for pipe in (self._process.stdout, self._process.stderr):
             assert pipe is not None
             pipe.close()
