@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from alerts.message import compose, printable
-from alerts.notifier import DeliveryError, Notifier
+from alerts.message import compose
+from alerts.notifier import DeliveryError, Notifier, printable
 from storage import queries, writer
 from storage.records import Notification
 

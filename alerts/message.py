@@ -8,37 +8,18 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from alerts.notifier import Message
+from alerts.notifier import Message, printable, printable_path
 from storage.records import Alert, AlertState, Notification, Severity
 
 TITLE_CHARACTERS_MAX = 150  # Slack's limit for a header block, and a mail subject that a list still shows
 TEXT_CHARACTERS_MAX = 1000
 LABEL_CHARACTERS_MAX = 120
 FACT_CHARACTERS_MAX = 500
-PATH_CHARACTERS_MAX = 4096  # a path is copied and pasted, so it is not shortened below PATH_MAX
 FACTS_MAX = 30
 
 REASON_FIRING = "firing"
 REASON_RESOLVED = "resolved"
 REASON_REPEAT = "repeat"
-
-
-def printable(text: str, characters_max: int) -> str:
-    """Return one line: unprintable characters as escapes, runs of white space as one space, cut to the limit."""
-    spaced = " ".join(text[: 4 * characters_max].split())
-    shown = "".join(c if c.isprintable() else _escape(c) for c in spaced)
-    return shown if len(shown) <= characters_max else shown[: characters_max - 1] + "…"
-
-
-def printable_path(path: str) -> str:
-    """Return a path with unprintable characters as escapes; white space stays, since it is part of the name."""
-    shown = "".join(c if c.isprintable() else _escape(c) for c in path[:PATH_CHARACTERS_MAX])
-    return shown[:PATH_CHARACTERS_MAX]
-
-
-def _escape(character: str) -> str:
-    code = ord(character)
-    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
 
 
 def time_text(at: float) -> str:

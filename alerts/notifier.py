@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol
 from storage.records import Notification
 
 SEND_SECONDS_MAX = 10.0
+PATH_CHARACTERS_MAX = 4096  # a path is copied and pasted, so it is not shortened below PATH_MAX
 
 
 class DeliveryError(Exception):
@@ -57,3 +58,21 @@ class Notifier(Protocol):
 
     def send(self, notification: Notification, content: Message) -> None:
         """Hand over one message within SEND_SECONDS_MAX; raise DeliveryError when the receiver did not take it."""
+
+
+def printable(text: str, characters_max: int) -> str:
+    """Return one line: unprintable characters as escapes, runs of white space as one space, cut to the limit."""
+    spaced = " ".join(text[: 4 * characters_max].split())
+    shown = "".join(c if c.isprintable() else _escape(c) for c in spaced)
+    return shown if len(shown) <= characters_max else shown[: characters_max - 1] + "…"
+
+
+def printable_path(path: str) -> str:
+    """Return a path with unprintable characters as escapes; white space stays, since it is part of the name."""
+    shown = "".join(c if c.isprintable() else _escape(c) for c in path[:PATH_CHARACTERS_MAX])
+    return shown[:PATH_CHARACTERS_MAX]
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"

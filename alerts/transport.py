@@ -21,8 +21,7 @@ from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from alerts.message import printable
-from alerts.notifier import SEND_SECONDS_MAX, DeliveryError
+from alerts.notifier import SEND_SECONDS_MAX, DeliveryError, printable
 
 REPLY_BYTES_MAX = 64 * 1024
 REPLY_SHOWN_CHARACTERS_MAX = 200

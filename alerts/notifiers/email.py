@@ -27,8 +27,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, model_validator
 
-from alerts.message import printable
-from alerts.notifier import SEND_SECONDS_MAX, DeliveryError, Message
+from alerts.notifier import SEND_SECONDS_MAX, DeliveryError, Message, printable
 from storage.records import Notification
 
 if TYPE_CHECKING:

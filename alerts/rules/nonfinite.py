@@ -93,7 +93,7 @@ def _note(run: str, newest: StoredSnapshot, held: Sequence[TensorSummary]) -> Fi
         value=float(n_elements),
         threshold=None,
         unit="elements",
-        summary=f"{number(n_elements)} infinite or NaN elements in {len(held)} masks or ignored tensors, as expected",
+        summary=f"{_elements(n_elements)} infinite or NaN in {len(held)} masks or ignored tensors, as expected",
         identity="accepted",
     )
 
@@ -125,7 +125,7 @@ def _finding(window: Window, newest: StoredSnapshot, bad: Sequence[TensorSummary
     total = sum(t.n_nonfinite for t in bad) if bad else newest.n_nonfinite
     what = _what(bad)
     where = f"{len(bad)} of {len(window.tensors)} tensors" if bad else "the checkpoint"
-    summary = f"{what} in {subject or 'the checkpoint'} since {since}: {number(total)} elements in {where}"
+    summary = f"{what} in {subject or 'the checkpoint'} since {since}: {_elements(total)} in {where}"
     kinds = _kinds(bad)
     if bad and all(t.kind is TensorKind.OPTIMIZER for t in bad):
         summary += "; only optimizer state is hit, the weights are still finite"
@@ -159,6 +159,10 @@ def _what(bad: Sequence[TensorSummary]) -> str:
     if has_inf:
         return "Infinity"
     return "NaN" if has_nan else "NaN or infinity"
+
+
+def _elements(count: int) -> str:
+    return f"{number(count)} element{'' if count == 1 else 's'}"
 
 
 def _kinds(bad: Sequence[TensorSummary]) -> str:

@@ -7,7 +7,8 @@ from dataclasses import fields
 from hypothesis import given
 from hypothesis import strategies as st
 
-from alerts.message import TITLE_CHARACTERS_MAX, compose, example_notification, printable, printable_path, time_text
+from alerts.message import TITLE_CHARACTERS_MAX, compose, example_notification, time_text
+from alerts.notifier import printable, printable_path
 from storage.records import Alert, AlertState, Severity
 from tests.support.alert_series import START
 from tests.support.notifier_conformance import make_notification
