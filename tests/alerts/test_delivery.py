@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -373,3 +377,36 @@ def test_a_receiver_that_was_down_gets_the_message_when_it_is_back(
         assert sent.wait(20)
         assert len(receiver.received) == 1
         assert "head" in receiver.received[0].body.decode()
+
+
+KILLED_BEFORE_MARKING = """
+import os, signal, sys
+from alerts.delivery import Delivery
+from alerts.notifiers.slack import SlackNotifier
+from storage import writer
+from storage.database import open_database
+
+writer.mark_sent = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
+notifier = SlackNotifier(SlackNotifier.Config.model_validate({"url": sys.argv[2]}))
+Delivery(open_database(sys.argv[1]), {"slack": notifier}).send_due("slack")
+"""
+
+
+def test_a_kill_between_sending_and_marking_costs_one_message_twice_with_the_same_key_and_none_lost(
+    database: Database, receiver: HttpReceiver, tmp_path: Path
+) -> None:
+    judge_nan(database)
+    died = subprocess.run(
+        [sys.executable, "-c", KILLED_BEFORE_MARKING, str(tmp_path / "ckptwatch.db"), receiver.url],
+        cwd=Path(__file__).parents[2],
+        timeout=60,
+        check=False,
+    )
+    assert died.returncode == -signal.SIGKILL
+    assert counts(database) == {("slack", "pending"): 1}
+    Delivery(database, {"slack": slack(receiver.url)}).send_due("slack")
+    Delivery(database, {"slack": slack(receiver.url)}).send_due("slack")
+    first, second = (r.document["blocks"][-1] for r in receiver.wait_for(2))
+    assert first == second
+    assert len(receiver.received) == 2
+    assert counts(database) == {("slack", "sent"): 1}
