@@ -65,6 +65,12 @@ def measure_options(config: Config) -> MeasureOptions:
         raise ConfigError([ConfigProblem(path="measure", message=str(error))]) from None
 
 
+def bytes_per_second_of_worker(config: Config) -> int | None:
+    """Return each worker's share of the limit for reading, None without a limit."""
+    limit = config.measure.bytes_per_second
+    return None if limit is None else max(limit // config.measure.workers, 1)
+
+
 def pool_options(config: Config) -> PoolOptions:
     """Return how many workers there are and what each may use."""
     measure = config.measure

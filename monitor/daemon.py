@@ -21,7 +21,14 @@ from alerts.delivery import Delivery, DeliveryPolicy, DeliveryResult
 from alerts.engine import Engine
 from alerts.notifier import Notifier
 from monitor import __version__
-from monitor.assembly import engine_settings, measure_options, pool_options, watch_parts, web_settings
+from monitor.assembly import (
+    bytes_per_second_of_worker,
+    engine_settings,
+    measure_options,
+    pool_options,
+    watch_parts,
+    web_settings,
+)
 from monitor.backlog import Backlog, Retried
 from monitor.config import Config, default_database_url, notifier_config
 from monitor.measure.workers import WorkerPool
@@ -94,7 +101,7 @@ class Daemon:
             engine=self._engine,
             pool=self._pool,
             options=measure_options(config),
-            bytes_per_second=config.measure.bytes_per_second,
+            bytes_per_second=bytes_per_second_of_worker(config),
             clock=clock,
         )
         parts = watch_parts(config, self.database, incomplete_timeout_seconds=self._options.incomplete_timeout_seconds)
