@@ -29,7 +29,7 @@ def parse(data: bytes, limits: ReadLimits, *, allow_trailing: bool = False) -> P
     """
     if len(data) > limits.pickle_bytes_max:
         raise LimitError(f"the pickle has {len(data)} bytes, the limit is {limits.pickle_bytes_max}")
-    machine = Machine(data)
+    machine = _Machine(data)
     try:
         root = machine.run(limits.pickle_opcodes_max)
     except IndexError:
@@ -42,7 +42,7 @@ def parse(data: bytes, limits: ReadLimits, *, allow_trailing: bool = False) -> P
     return PickleResult(root, tuple(names), tuple(machine.persistents), machine.n_objects, machine.position)
 
 
-class Machine:
+class _Machine:
     """The stack machine: one method an opcode."""
 
     __slots__ = (
@@ -462,7 +462,7 @@ _BIG_ENDIAN_DOUBLE = struct.Struct(">d")
 _STOP = ord(".")
 
 
-def opcode_table(m: type[Machine]) -> list[Callable[[Any], None]]:
+def opcode_table(m: type[_Machine]) -> list[Callable[[Any], None]]:
     """Return the methods of a machine by opcode."""
     table: list[Callable[[Any], None]] = [m.op_unknown] * 256
     named: dict[bytes, Callable[[Any], None]] = {
@@ -489,4 +489,5 @@ def opcode_table(m: type[Machine]) -> list[Callable[[Any], None]]:
     return table
 
 
-Machine.table = opcode_table(Machine)
+_Machine.table = opcode_table(_Machine)
+PickleMachine = _Machine  # for the one that leaves large parts in the file
