@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import SupportsIndex, overload
 
-from monitor.read.inert_nodes import Node, Pairs, Persistent, PickleResult, Ref
+from monitor.read.inert_nodes import Node, Persistent, PickleResult, Ref
 from monitor.read.inert_pickle import GLOBALS_KEPT_MAX, PickleMachine, opcode_table
+from monitor.read.inert_view import attributes_of, text_keyed
 from monitor.read.numpy_records import item_bytes_of, sizes_of
 from monitor.read.reader import CorruptError, IncompleteError, LimitError, ReadLimits, UnsupportedError
 from monitor.read.sources import ByteSource
@@ -190,7 +191,7 @@ class _FileMachine(PickleMachine):
         if self.end not in (self.position, len(self.data)):
             raise CorruptError("an array of joblib begins within a frame of the pickle")
         self.end = len(self.data)
-        state = dict(pair for pair in wrapper.state.pairs if type(pair[0]) is str) if _is_pairs(wrapper.state) else {}
+        state = text_keyed(attributes_of(wrapper))
         item_bytes = item_bytes_of(state.get("dtype"))
         if item_bytes is None:  # Python objects, in a pickle of their own
             wrapper.items = [self._nested()]
@@ -226,18 +227,14 @@ class _FileMachine(PickleMachine):
 _FileMachine.table = opcode_table(_FileMachine)
 
 
-def _is_pairs(value: object) -> bool:
-    return isinstance(value, Pairs)
-
-
 def parse_at(
     source: ByteSource, position: int, limits: ReadLimits, *, lazy_bytes_min: int = LAZY_BYTES_MIN
 ) -> PickleResult:
     """Interpret the pickle of protocol 0 to 5 that begins at `position`; `n_bytes` of the result is where it ends.
 
-    Bytes may follow it. In the result a Stretch stands for bytes of `lazy_bytes_min` or more, and a NumpyArrayWrapper of joblib has one item:
-    the Stretch of its values, or the root of the pickle of its objects. Raises IncompleteError where the source ends
-    too early, and otherwise as the machine in memory does.
+    Bytes may follow it. In the result a Stretch stands for bytes of `lazy_bytes_min` or more, and a NumpyArrayWrapper
+    of joblib has one item: the Stretch of its values, or the root of the pickle of its objects. Raises IncompleteError
+    where the source ends too early, and otherwise as the machine in memory does.
     """
     machine = _FileMachine(_Window(source), position, limits, lazy_bytes_min)
     try:

@@ -33,6 +33,7 @@ READERS = {
     "npy": "monitor.read.formats.npy:NpyReader",
     "npz": "monitor.read.formats.npz:NpzReader",
     "safetensors": "monitor.read.formats.safetensors:SafetensorsReader",
+    "torch_legacy": "monitor.read.formats.torch_legacy:TorchLegacyReader",
     "torch_zip": "monitor.read.formats.torch_zip:TorchZipReader",
 }
 ENTRY_POINT_GROUP = "ckptwatch.readers"
@@ -55,10 +56,6 @@ _LOOKALIKES = (
     (b"%PDF-", "a PDF document"),
     (b"\x89HDF\r\n\x1a\n", "an HDF5 file, which this version does not read"),
     (b"GGUF", "a GGUF file, which this version does not read"),
-    (
-        b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.",
-        "a PyTorch file of before version 1.6, which this version does not read",
-    ),
     (b"\x80\x02", "a bare pickle, which this version does not read"),
     (b"\x80\x03", "a bare pickle, which this version does not read"),
     (b"\x80\x04", "a bare pickle, which this version does not read"),
