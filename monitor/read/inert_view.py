@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from monitor.read.inert_nodes import Items, Node, Pairs, Ref
 from monitor.read.naming import printable
+from monitor.read.torch_objects import bytes_of
 
 MODULE_TABLES = frozenset({"_parameters", "_buffers", "_modules"})
 _KEY_PARTS_MAX = 8
@@ -72,11 +73,12 @@ def size_of(value: object) -> int:
 def component(key: object, characters_max: int) -> str:
     """Return a dict's key as a part of a name; what is neither text nor number is named "(key)"."""
     if type(key) is str:
-        return printable(key, characters_max)
+        return printable(key, characters_max) or "(empty)"
     if key is None or type(key) in (int, float, bool):
         return str(key)
-    if type(key) is bytes:
-        return printable(key[:characters_max].decode("utf-8", "backslashreplace"), characters_max)
+    raw = bytes_of(key)
+    if raw is not None:
+        return printable(raw[:characters_max].decode("utf-8", "backslashreplace"), characters_max) or "(empty)"
     if type(key) is Ref:
         return printable(f"{key.module[:characters_max]}.{key.name[:characters_max]}", characters_max)
     if type(key) is tuple and len(key) <= _KEY_PARTS_MAX and all(type(part) in (str, int) for part in key):
