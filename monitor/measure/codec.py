@@ -12,9 +12,12 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+import numpy as np
+
 from monitor.measure.histogram import BINS_PER_SIGN
 from monitor.measure.measured import Measured, count_parameters
 from monitor.measure.options import SKETCH_BUCKETS_MAX
+from monitor.measure.sketch import to_array
 from storage.records import Histogram, Sketch, TensorDrift, TensorKind, TensorSummary
 
 TENSORS_MAX = 1_000_000
@@ -78,6 +81,8 @@ def measured_from_json(document: object) -> Measured:
         _drift_from_json(item, f"exact_drifts[{place}]", by_name)
         for place, item in enumerate(fields.items("exact_drifts", TENSORS_MAX))
     )
+    if len({d.name for d in drifts}) != len(drifts):
+        raise ValueError("exact_drifts: a tensor has one drift")
     n_parameters = fields.integer("n_parameters")
     if n_parameters != count_parameters(tensors):
         raise ValueError("n_parameters is not the number of elements of the parameters")
@@ -253,7 +258,10 @@ def _sketch_from_json(document: object, where: str) -> Sketch:
     length_ok = len(values) == width * n_buckets if kind == "sketch" else len(values) <= width * n_buckets
     if not length_ok or len(values) % width:
         raise ValueError(f"{where}.values: the length does not fit {n_buckets} buckets of {dtype}")
-    return Sketch(kind=kind, n_buckets=n_buckets, seed=fields.integer("seed"), dtype=dtype, values=values)
+    sketch = Sketch(kind=kind, n_buckets=n_buckets, seed=fields.integer("seed"), dtype=dtype, values=values)
+    if not np.isfinite(to_array(sketch)).all():
+        raise ValueError(f"{where}.values: expected finite numbers")
+    return sketch
 
 
 def _drift_from_json(document: object, where: str, tensors: Mapping[str, TensorSummary]) -> TensorDrift:

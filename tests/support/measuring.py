@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -27,7 +28,7 @@ def builder_of(values: Array, cuts: Sequence[int] = (), options: MeasureOptions 
     """Update one builder with the flat array, cut at the given places."""
     builder = SummaryBuilder(values.dtype.name, values.size, options)
     edges = [0, *sorted(cuts), values.size]
-    for start, end in zip(edges[:-1], edges[1:], strict=True):
+    for start, end in itertools.pairwise(edges):
         builder.update(start, values[start:end])
     return builder
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,8 +30,8 @@ def sketch_of(values: npt.NDArray[np.generic], seed: int = 0, cuts: tuple[int, .
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
 @pytest.mark.parametrize("seed", [0, 7, 2**62])
-def test_the_kernel_folds_as_the_definition_says(dtype: type, seed: int) -> None:
-    values = np.random.default_rng(0).standard_normal(N).astype(dtype)
+def test_the_kernel_folds_as_the_definition_says(dtype: type[np.floating[Any]], seed: int) -> None:
+    values: npt.NDArray[np.generic] = np.random.default_rng(0).standard_normal(N).astype(dtype)
     values[1234] = math.nan
     signed = np.where(np.isfinite(values), values, 0).astype(np.float64) * sketch.signs(N, K, seed)
     expected = np.bincount(np.arange(N) % K, weights=signed, minlength=K)

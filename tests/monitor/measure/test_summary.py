@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import itertools
 import math
+import random
 
 import ml_dtypes
 import numpy as np
@@ -132,16 +134,16 @@ def _split_arrays(draw: st.DrawFn) -> tuple[Array, list[int]]:
 @settings(deadline=None, max_examples=60)
 @given(_split_arrays(), st.randoms(use_true_random=False))
 def test_any_split_and_merge_in_any_order_gives_the_numpy_answer(
-    split: tuple[Array, list[int]], random: np.random.Generator
+    split: tuple[Array, list[int]], shuffler: random.Random
 ) -> None:
     values, cuts = split
     edges = [0, *sorted(cuts), values.size]
     builders = []
-    for start, end in zip(edges[:-1], edges[1:], strict=True):
+    for start, end in itertools.pairwise(edges):
         builder = SummaryBuilder(values.dtype.name, values.size, OPTIONS)
         builder.update(start, values[start:end])
         builders.append(builder)
-    random.shuffle(builders)  # type: ignore[arg-type]
+    shuffler.shuffle(builders)
     merged = builders[0]
     for builder in builders[1:]:
         merged.merge(builder)
@@ -149,7 +151,8 @@ def test_any_split_and_merge_in_any_order_gives_the_numpy_answer(
     for summary in (whole, cut, joined):
         assert_equals_numpy(summary, values)
         assert summary.histogram == whole.histogram
-        assert summary.sketch is not None and whole.sketch is not None
+        assert summary.sketch is not None
+        assert whole.sketch is not None
         np.testing.assert_allclose(
             np.frombuffer(summary.sketch.values, summary.sketch.dtype),
             np.frombuffer(whole.sketch.values, whole.sketch.dtype),
@@ -212,7 +215,7 @@ def test_an_unfinished_tensor_is_refused() -> None:
     ],
 )
 def test_values_of_another_dtype_shape_or_place_are_refused(offset: int, values: Array) -> None:
-    with pytest.raises(ValueError, match="expected|outside"):
+    with pytest.raises(ValueError, match=r"expected|outside"):
         SummaryBuilder("float32", 10, OPTIONS).update(offset, values)
 
 
