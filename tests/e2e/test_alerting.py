@@ -41,9 +41,8 @@ def slack_text(document: dict[str, Any]) -> str:
     assert isinstance(document["blocks"], list)
     found: list[str] = [document["text"]]
     for block in document["blocks"]:
-        found += [
-            part["text"] for part in [block.get("text"), *block.get("fields", ()), *block.get("elements", ())] if part
-        ]
+        parts = [block.get("text"), *block.get("fields", ()), *block.get("elements", ())]
+        found += [part["text"] for part in parts if part]
     return "\n".join(found)
 
 
@@ -121,11 +120,12 @@ def _check_mail(mail: Any, word: str, root: Path) -> None:
 
 
 def _wait_until_delivered(daemon: DaemonProcess, n: int) -> None:
-    for notifier in ("slack", "email"):
-        wait_for(
-            f"{notifier} noted as delivered",
-            lambda name=notifier: daemon.metric("ckptwatch_notifications_total", notifier=name) == n,
+    def all_noted() -> bool:
+        return all(
+            daemon.metric("ckptwatch_notifications_total", notifier=notifier) == n for notifier in ("slack", "email")
         )
+
+    wait_for("both messages to be noted as delivered", all_noted)
 
 
 def _check_nothing_is_read(daemon: DaemonProcess) -> None:
