@@ -18,7 +18,8 @@ from prometheus_client import CollectorRegistry
 
 from alerts import registry as alert_registry
 from alerts.delivery import Delivery, DeliveryPolicy, DeliveryResult
-from alerts.engine import Engine
+from alerts.engine import Engine, RecordOutcome
+from alerts.lifecycle import NOTIFIED
 from alerts.notifier import Notifier
 from monitor import __version__
 from monitor.assembly import (
@@ -242,6 +243,7 @@ class Daemon:
                     writer.set_run_active(session, run.run, active)
             if active:
                 outcome = self._engine.tick(self.database, run.run, now)
+                self._log_changes(outcome)
                 self._count_failures([failure.rule for failure in outcome.failures])
                 if outcome.n_enqueued:
                     self._delivery.wake()
@@ -267,13 +269,17 @@ class Daemon:
                 )
             if problem is not None:
                 log.warning("%s cannot be measured: %s: %s", snapshot.checkpoint.path, problem.kind, problem.message)
-            for finding in event.outcome.findings:
-                log.warning("%s: %s", finding.run, finding.summary)
+            self._log_changes(event.outcome)
             self._count_failures([failure.rule for failure in event.outcome.failures])
             self.views.forget()
             if event.outcome.n_enqueued:
                 self._delivery.wake()
         self._on_event(event)
+
+    def _log_changes(self, outcome: RecordOutcome) -> None:
+        for change in outcome.changes:
+            if change.transition in NOTIFIED:
+                log.warning("%s %s: %s", change.alert.run, change.transition, change.alert.summary)
 
     def _count_failures(self, rules: Iterable[str]) -> None:
         for rule in rules:
