@@ -8,12 +8,28 @@ from __future__ import annotations
 import zlib
 from typing import Protocol
 
-from monitor.read.bounded_file import BoundedFile
 from monitor.read.reader import CorruptError, IncompleteError, LimitError
 
 _INPUT_BYTES = 256 * 1024
 _SKIP_BYTES = 256 * 1024
 PASSES_MAX = 64  # how often a deflated member may be unpacked anew for reads that go backwards
+
+
+class PositionedFile(Protocol):
+    """A file, or a stretch of one that is looked at as if it were a file of its own."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Return the length."""
+
+    def head(self, n: int) -> bytes:
+        """Return the first `n` bytes, fewer where there are not as many."""
+
+    def read(self, offset: int, n: int) -> bytes:
+        """Return exactly `n` bytes from `offset`."""
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset`."""
 
 
 class ByteSource(Protocol):
@@ -32,7 +48,7 @@ class FileSource:
 
     __slots__ = ("_file", "_offset", "n_bytes")
 
-    def __init__(self, file: BoundedFile, offset: int, n_bytes: int) -> None:
+    def __init__(self, file: PositionedFile, offset: int, n_bytes: int) -> None:
         self._file = file
         self._offset = offset
         self.n_bytes = n_bytes
@@ -40,6 +56,31 @@ class FileSource:
     def read_into(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from `offset` of the stretch."""
         _check(offset, buffer.nbytes, self.n_bytes)
+        self._file.read_into(self._offset + offset, buffer)
+
+
+class FileWindow:
+    """A stretch of a file, looked at as a file; the caller has made sure that it lies within."""
+
+    __slots__ = ("_file", "_offset", "size_bytes")
+
+    def __init__(self, file: PositionedFile, offset: int, size_bytes: int) -> None:
+        self._file = file
+        self._offset = offset
+        self.size_bytes = size_bytes
+
+    def head(self, n: int) -> bytes:
+        """Return the first `n` bytes, fewer where there are not as many."""
+        return self.read(0, min(n, self.size_bytes))
+
+    def read(self, offset: int, n: int) -> bytes:
+        """Return exactly `n` bytes from `offset` of the stretch."""
+        _check(offset, n, self.size_bytes)
+        return self._file.read(self._offset + offset, n)
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from `offset` of the stretch."""
+        _check(offset, buffer.nbytes, self.size_bytes)
         self._file.read_into(self._offset + offset, buffer)
 
 
@@ -75,7 +116,7 @@ class DeflatedSource:
         "n_bytes",
     )
 
-    def __init__(self, file: BoundedFile, offset: int, packed_bytes: int, n_bytes: int) -> None:
+    def __init__(self, file: PositionedFile, offset: int, packed_bytes: int, n_bytes: int) -> None:
         self._file = file
         self._offset = offset
         self._packed_bytes = packed_bytes

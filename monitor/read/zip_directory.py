@@ -10,7 +10,6 @@ import stat
 import struct
 from dataclasses import dataclass
 
-from monitor.read.bounded_file import BoundedFile
 from monitor.read.naming import printable
 from monitor.read.reader import (
     AmbiguousError,
@@ -21,7 +20,7 @@ from monitor.read.reader import (
     ReadLimits,
     UnsupportedError,
 )
-from monitor.read.sources import ByteSource, DeflatedSource, FileSource
+from monitor.read.sources import ByteSource, DeflatedSource, FileSource, PositionedFile
 
 STORED, DEFLATED = 0, 8
 
@@ -56,7 +55,7 @@ class ZipMember:
 class ZipDirectory:
     """All members of one archive by name, in the order of the central directory."""
 
-    file: BoundedFile
+    file: PositionedFile
     members: dict[str, ZipMember]
     limits: ReadLimits
 
@@ -103,7 +102,7 @@ class _Entry:
     header_offset: int
 
 
-def read_zip_directory(file: BoundedFile, limits: ReadLimits) -> ZipDirectory:
+def read_zip_directory(file: PositionedFile, limits: ReadLimits) -> ZipDirectory:
     """Read and check the directory of a zip archive that fills the whole file.
 
     Raises IncompleteError without an end record (still being written), AmbiguousError for duplicates, overlaps,
@@ -127,7 +126,7 @@ def read_zip_directory(file: BoundedFile, limits: ReadLimits) -> ZipDirectory:
     return ZipDirectory(file, _locate(file, entries, end.directory_offset), limits)
 
 
-def _find_end(file: BoundedFile) -> _End:
+def _find_end(file: PositionedFile) -> _End:
     tail_bytes = min(file.size_bytes, _END.size + _COMMENT_BYTES_MAX)
     tail = file.read(file.size_bytes - tail_bytes, tail_bytes)
     found = []
@@ -157,7 +156,7 @@ def _find_end(file: BoundedFile) -> _End:
     return _End(n_entries, directory_bytes, directory_offset, position)
 
 
-def _find_end64(file: BoundedFile, end_position: int) -> _End:
+def _find_end64(file: PositionedFile, end_position: int) -> _End:
     at = end_position - _END64_LOCATOR.size
     if at < 0:
         raise CorruptError("the zip has no zip64 end record although its sizes need one")
@@ -245,7 +244,7 @@ def _with_zip64(extra: bytes, values: tuple[int, int, int, int]) -> tuple[int, i
     raise CorruptError("a zip64 field is missing although the sizes need one")
 
 
-def _locate(file: BoundedFile, entries: list[_Entry], directory_offset: int) -> dict[str, ZipMember]:
+def _locate(file: PositionedFile, entries: list[_Entry], directory_offset: int) -> dict[str, ZipMember]:
     """Follow each entry to its local header; members must fill the file without overlap or hidden stretch."""
     located: dict[str, ZipMember] = {}
     free, descriptor_bytes_max = 0, 0
@@ -274,7 +273,7 @@ def _locate(file: BoundedFile, entries: list[_Entry], directory_offset: int) -> 
     return {entry.name: located[entry.name] for entry in entries}
 
 
-def _data_offset(file: BoundedFile, entry: _Entry, directory_offset: int) -> int:
+def _data_offset(file: PositionedFile, entry: _Entry, directory_offset: int) -> int:
     header_bytes = _LOCAL.size + len(entry.raw_name)
     if entry.header_offset + header_bytes > directory_offset:
         raise CorruptError(f"the local header of member {_shown(entry.name)} is outside the archive")
