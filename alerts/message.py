@@ -30,8 +30,11 @@ def time_text(at: float) -> str:
         return "unknown"
 
 
-def compose(notification: Notification) -> Message:
-    """Say what happened, in which run and at which step, what was hit, and from where training can go on."""
+def compose(notification: Notification, *, link: str | None = None, picture: bytes | None = None) -> Message:
+    """Say what happened, in which run and at which step, what was hit, and from where training can go on.
+
+    `link` is the address of the run's page and `picture` a PNG, None where there is none.
+    """
     alert = notification.alert
     return Message(
         title=printable(_title(alert, notification.reason), TITLE_CHARACTERS_MAX),
@@ -40,6 +43,8 @@ def compose(notification: Notification) -> Message:
         severity=alert.severity.label,
         reason=notification.reason,
         thread=f"{alert.fingerprint}.{alert.episode}",
+        link=link,
+        picture=picture,
     )
 
 

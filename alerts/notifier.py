@@ -6,10 +6,11 @@ into the database: trying again is delivery's work.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from storage.records import Notification
+from storage.records import Alert, Notification
 
 SEND_SECONDS_MAX = 10.0
 PATH_CHARACTERS_MAX = 4096  # a path is copied and pasted, so it is not shortened below PATH_MAX
@@ -34,7 +35,8 @@ class Message:
 
     Every text is printable: control and direction-changing characters are written out. `title` is one line; `text` is
     one or two sentences; `facts` are label -> text in order of importance. `thread` is equal for all messages of one
-    episode of one alert.
+    episode of one alert. `link` is the address of the run's page, None where none is configured. `picture` is a PNG of
+    the statistic over steps, None where there is none; a receiver that cannot show it leaves it out.
     """
 
     title: str
@@ -43,6 +45,8 @@ class Message:
     severity: str
     reason: str
     thread: str
+    link: str | None = None
+    picture: bytes | None = None
 
 
 class Notifier(Protocol):
@@ -58,6 +62,26 @@ class Notifier(Protocol):
 
     def send(self, notification: Notification, content: Message) -> None:
         """Hand over one message within SEND_SECONDS_MAX; raise DeliveryError when the receiver did not take it."""
+
+
+@runtime_checkable
+class Resending(Protocol):
+    """A notifier whose receiver forgets: delivery tells it every `resend_seconds` what fires and what was just over."""
+
+    resend_seconds: float
+
+    def resend(self, alerts: Sequence[Alert], links: Mapping[str, str]) -> None:
+        """Post the present state of alerts; `links` are the addresses of the runs' pages. Raise DeliveryError."""
+
+
+def joins(notifier: Notifier) -> bool:
+    """Say whether several messages may be joined into one; yes, unless the class says `joins = False` (machines)."""
+    return bool(getattr(notifier, "joins", True))
+
+
+def shows_pictures(notifier: Notifier) -> bool:
+    """Say whether it is worth drawing a picture; no, unless the notifier says `shows_pictures`."""
+    return bool(getattr(notifier, "shows_pictures", False))
 
 
 def printable(text: str, characters_max: int) -> str:

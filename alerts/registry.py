@@ -31,9 +31,13 @@ RULES: Mapping[str, str] = {
 }
 
 NOTIFIERS: Mapping[str, str] = {
+    "alertmanager": "alerts.notifiers.alertmanager:AlertmanagerNotifier",
+    "apprise": "alerts.notifiers.apprise:AppriseNotifier",
+    "command": "alerts.notifiers.command:CommandNotifier",
     "email": "alerts.notifiers.email:EmailNotifier",
     "log": "alerts.notifiers.log:LogNotifier",
     "slack": "alerts.notifiers.slack:SlackNotifier",
+    "webhook": "alerts.notifiers.webhook:WebhookNotifier",
 }
 
 SETTING_KEYS = ("enabled", "severity", "for_snapshots", "resolve_after_snapshots")

@@ -68,14 +68,31 @@ def check_url(url: str, *, allow_http: bool) -> str | None:
     return None
 
 
-def post(url: str, body: bytes, *, content_type: str, limits: PostLimits | None = None) -> Reply:
-    """Send one POST and return the reply, whatever its status; raise DeliveryError when there was no reply."""
+def check_token(token: str) -> str | None:
+    """Return why a token cannot be sent in a header, None when it can. The text does not hold the token."""
+    if not token or not token.isascii() or any(c.isspace() or not c.isprintable() for c in token):
+        return "must be ASCII without white space"
+    return None
+
+
+def post(
+    url: str,
+    body: bytes,
+    *,
+    content_type: str,
+    limits: PostLimits | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Reply:
+    """Send one POST and return the reply, whatever its status; raise DeliveryError when there was no reply.
+
+    `headers` are sent beside the usual ones; their values may be secrets, which no error shows.
+    """
     limits = limits or PostLimits()
     parts = urlsplit(url)
     deadline = _Deadline(limits.seconds_max)
     try:
         with deadline:
-            return _exchange(parts, body, {"Content-Type": content_type}, limits, deadline)
+            return _exchange(parts, body, {"Content-Type": content_type, **(headers or {})}, limits, deadline)
     except DeliveryError:
         raise
     except ssl.SSLCertVerificationError as error:
@@ -86,9 +103,16 @@ def post(url: str, body: bytes, *, content_type: str, limits: PostLimits | None 
         raise DeliveryError(f"cannot reach the receiver: {redact(_reason(error), url)}") from None
 
 
-def post_or_raise(url: str, body: bytes, *, content_type: str, limits: PostLimits | None = None) -> Reply:
+def post_or_raise(
+    url: str,
+    body: bytes,
+    *,
+    content_type: str,
+    limits: PostLimits | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> Reply:
     """Send one POST and return the reply when its status is 2xx; raise a DeliveryError that says what was answered."""
-    reply = post(url, body, content_type=content_type, limits=limits)
+    reply = post(url, body, content_type=content_type, limits=limits, headers=headers)
     error = judge_reply(reply, url, now=time.time())
     if error is not None:
         raise error

@@ -116,7 +116,7 @@ def test_the_path_can_be_given() -> None:
 def test_an_unknown_name_says_what_was_probably_meant() -> None:
     with pytest.raises(UnknownNameError, match="did you mean nonfinite"):
         registry.rule("nonfinit")
-    with pytest.raises(UnknownNameError, match="installed are email, log, slack"):
+    with pytest.raises(UnknownNameError, match="installed are alertmanager, apprise, command, email, log, "):
         registry.notifier_class("carrier_pigeon")
 
 
