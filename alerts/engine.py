@@ -363,10 +363,18 @@ def _finite(value: float | None) -> float | None:
 def _window_of(window: Window, snapshot: Snapshot, stored: StoredSnapshot | None) -> Window:
     """Return the window as it would have been had nothing newer than this late snapshot been stored."""
     if stored is None:
-        return replace(window, snapshots=(), tensors=(), drifts=())
+        return replace(window, snapshots=(), tensors=(), drifts=(), scalars={}, past=(), previous_attempt=None)
     ids = [s.id for s in window.snapshots]
     older = window.snapshots[: ids.index(stored.id)] if stored.id in ids else ()
-    return replace(window, snapshots=(*older, stored), tensors=snapshot.tensors, drifts=snapshot.drifts)
+    older_ids = {s.id for s in older}
+    return replace(
+        window,
+        snapshots=(*older, stored),
+        tensors=snapshot.tensors,
+        drifts=snapshot.drifts,
+        scalars=snapshot.scalars,
+        past=tuple(p for p in window.past if p.snapshot.id in older_ids),
+    )
 
 
 def _n_clean_snapshots(window: Window, alert: Alert) -> int:

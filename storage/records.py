@@ -308,12 +308,25 @@ class RunSummary:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PastSnapshot:
+    """An earlier complete snapshot as rules see it: tensors (no quantiles, histogram or sketch), drifts, scalars."""
+
+    snapshot: StoredSnapshot
+    tensors: tuple[TensorSummary, ...]
+    drifts: tuple[TensorDrift, ...]
+    scalars: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
     """What a rule sees: the latest snapshots of one run's current attempt, oldest to newest, and the time.
 
-    `tensors` and `drifts` belong to the newest snapshot only (empty when it failed). `now` is given, never read from
-    a clock. `reason` says why the rules are asked: "snapshot" (a new one was stored) or "tick" (time has passed).
-    `active` is False once the run is known to have ended, so that rules about time stay quiet.
+    `tensors`, `drifts` and `scalars` belong to the newest snapshot only (empty when it failed). `past` holds the last
+    few complete snapshots before it with their contents, oldest to newest; fewer where they have very many tensors.
+    `previous_attempt` is the newest complete snapshot of the attempt before this one, None once this attempt is as
+    long as `past` may be, and on a tick. `now` is given, never read from a clock. `reason` says why the rules are
+    asked: "snapshot" (a new one was stored) or "tick" (time has passed). `active` is False once the run is known to
+    have ended, so that rules about time stay quiet.
     """
 
     run: str
@@ -323,6 +336,9 @@ class Window:
     now: float
     reason: str = "snapshot"
     active: bool = True
+    scalars: Mapping[str, float] = field(default_factory=dict)
+    past: tuple[PastSnapshot, ...] = ()
+    previous_attempt: PastSnapshot | None = None
 
     @property
     def newest(self) -> StoredSnapshot | None:

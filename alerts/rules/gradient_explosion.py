@@ -8,47 +8,23 @@ from before the explosion, so that the exploded ones do not raise the bar for th
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import median
 from typing import Annotated, ClassVar
 
 from pydantic import Field
 
+from alerts.baseline import Bar, Judgement, Point, judge, over_steps
+from alerts.evidence import rate_rise, steps_between
 from alerts.rule import Needs, Outcome, number, quiet, step_text
 from storage.records import Finding, GradientEstimate, Severity, SnapshotStatus, StoredSnapshot, Window
 
 WEIGHT_UPDATE = "weight_update"
-NORMAL_MAD_RATIO = 1.4826  # standard deviation of a normal distribution over its median absolute deviation
-LOG_SPREAD_MIN = 0.05  # a baseline quieter than 5 % is taken as 5 %, so that z does not explode on a flat line
 SOURCE_TEXT = {
     "adam_window": "Adam second moment, over the steps since the checkpoint before",
     "adam_ema": "Adam second moment, running average",
     WEIGHT_UPDATE: "weight update per step (no usable optimizer state)",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """One checkpoint's value in the series that is judged; finite and not negative."""
-
-    step: int | None
-    value: float
-
-
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """What the series says about its last point: the usual value and the limit, and since when it is exploded.
-
-    `baseline` is None while there are too few points; `first` is None unless the last point is exploded.
-    """
-
-    baseline: float | None
-    limit: float | None
-    n_baseline: int
-    first: Point | None
-    n_exploded: int
 
 
 class GradientExplosion:
@@ -87,13 +63,16 @@ class GradientExplosion:
         if not points:
             reason = "holds NaN or infinity" if newest.n_nonfinite else "has no optimizer state and no reference"
             return quiet(f"the newest checkpoint {reason}")
-        judgement = judge(points, options)
+        judgement = judge(points, _bar(options))
         if judgement.baseline is None:
             return quiet(
                 f"only {judgement.n_baseline} of the {options.baseline_checkpoints_min} checkpoints to compare with"
             )
         if judgement.first is None:
             return Outcome()
+        assert judgement.limit is not None
+        if source == WEIGHT_UPDATE and points[-1].value <= judgement.limit * rate_rise(window):
+            return Outcome()  # the learning rate was raised as planned, and the updates with it
         return Outcome(findings=(_finding(window.run, newest, source, points[-1], judgement),))
 
 
@@ -102,8 +81,33 @@ def _series(snapshots: Sequence[StoredSnapshot], newest: StoredSnapshot) -> tupl
     source = newest.gradient.source if newest.gradient is not None else WEIGHT_UPDATE
     if _value(newest, source) is None:
         return source, []
-    values = ((snapshot.step, _value(snapshot, source)) for snapshot in snapshots)
-    return source, [Point(step, value) for step, value in values if value is not None]
+    values = ((snapshot, _value(snapshot, source)) for snapshot in snapshots)
+    if source != WEIGHT_UPDATE:
+        return source, [Point(snapshot.step, value) for snapshot, value in values if value is not None]
+    now = steps_between(newest)
+    return source, [
+        Point(snapshot.step, _update_over(value, steps_between(snapshot), now))
+        for snapshot, value in values
+        if value is not None
+    ]
+
+
+def _update_over(per_step: float, steps: int | None, steps_now: int | None) -> float:
+    """Return the update per step that the same training would show at the newest checkpoint's distance."""
+    if steps is None or steps_now is None:
+        return per_step
+    return over_steps(per_step * steps, steps, steps_now) / steps_now
+
+
+def _bar(options: GradientExplosion.Options) -> Bar:
+    return Bar(
+        factor=options.factor,
+        z_max=options.z_max,
+        ratio_min=options.ratio_min,
+        n_baseline=options.baseline_checkpoints,
+        n_baseline_min=options.baseline_checkpoints_min,
+        accept_after=options.accept_after_checkpoints,
+    )
 
 
 def _value(snapshot: StoredSnapshot, source: str) -> float | None:
@@ -116,62 +120,6 @@ def _value(snapshot: StoredSnapshot, source: str) -> float | None:
     else:
         return None
     return value if value is not None and math.isfinite(value) and value >= 0 else None
-
-
-def judge(points: Sequence[Point], options: GradientExplosion.Options) -> Judgement:
-    """Walk the series from old to new and judge its last point against the values from before the explosion.
-
-    Exploded values never enter the baseline, so the median cannot catch up while the explosion lasts. When
-    `accept_after_checkpoints` in a row stayed up and have levelled off, they become the baseline, so that it does not
-    last for ever after a change that was meant (a new batch size). Zeros (a frozen model) say nothing about the usual
-    size and are left out of the baseline.
-    """
-    baseline: deque[float] = deque(maxlen=max(options.baseline_checkpoints, options.baseline_checkpoints_min))
-    exploded: list[Point] = []
-    usual = limit = None
-    n_baseline = 0
-    for point in points:
-        n_baseline = len(baseline)
-        usual, limit = _limits(baseline, options)
-        if usual is None or limit is None:
-            if point.value > 0:
-                baseline.append(point.value)
-            continue
-        if point.value > (options.ratio_min * usual if exploded else limit):
-            exploded.append(point)
-            if len(exploded) >= options.accept_after_checkpoints and _level(exploded, options):
-                baseline.extend(p.value for p in exploded)
-                exploded = []
-        else:
-            exploded = []
-            if point.value > 0:
-                baseline.append(point.value)
-    return Judgement(
-        baseline=usual,
-        limit=limit,
-        n_baseline=n_baseline,
-        first=exploded[0] if exploded else None,
-        n_exploded=len(exploded),
-    )
-
-
-def _level(exploded: Sequence[Point], options: GradientExplosion.Options) -> bool:
-    latest = [p.value for p in exploded[-options.baseline_checkpoints :]]
-    return max(latest) <= options.ratio_min * min(latest)
-
-
-def _limits(
-    baseline: Sequence[float] | deque[float], options: GradientExplosion.Options
-) -> tuple[float | None, float | None]:
-    """Return the median of the baseline and the value above which a point is an explosion; None with too few."""
-    if len(baseline) < options.baseline_checkpoints_min:
-        return None, None
-    usual = median(baseline)
-    logs = [math.log(v) for v in baseline]
-    centre = median(logs)
-    spread = max(NORMAL_MAD_RATIO * median(abs(v - centre) for v in logs), LOG_SPREAD_MIN)
-    by_z = math.exp(min(centre + options.z_max * spread, 700.0))
-    return usual, min(options.factor * usual, max(options.ratio_min * usual, by_z))
 
 
 def spike_visible_ratio(limit_ratio: float, window_steps: int | None, beta2: float | None) -> float | None:
@@ -218,8 +166,8 @@ def _finding(run: str, newest: StoredSnapshot, source: str, last: Point, judgeme
             f"{number(judgement.baseline)}, the median of {judgement.n_baseline} checkpoints before the explosion",
         ),
     ]
-    if judgement.n_exploded > 1:
-        details.append(("Exploded checkpoints", f"{judgement.n_exploded} in a row, newest at {step_text(last.step)}"))
+    if judgement.n_high > 1:
+        details.append(("Exploded checkpoints", f"{judgement.n_high} in a row, newest at {step_text(last.step)}"))
     if gradient is not None:
         seen_from = spike_visible_ratio(judgement.limit / judgement.baseline, gradient.window_steps, gradient.beta2)
         if seen_from is not None:

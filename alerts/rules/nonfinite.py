@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import ClassVar
 
+from alerts.evidence import is_mask
 from alerts.rule import Needs, Outcome, number, quiet, step_text
 from storage.records import (
     Finding,
@@ -70,16 +71,6 @@ def _accepted(tensor: TensorSummary, options: Nonfinite.Options) -> bool:
     if any(fnmatchcase(tensor.name, pattern) for pattern in options.ignore):
         return True
     return options.accept_masks and is_mask(tensor)
-
-
-def is_mask(tensor: TensorSummary) -> bool:
-    """Say whether the tensor holds nothing but zeros and -Inf, at least one of each, and is no optimizer state."""
-    return (
-        tensor.kind is not TensorKind.OPTIMIZER
-        and tensor.n_neginf > 0
-        and tensor.n_zero > 0
-        and tensor.n_neginf + tensor.n_zero == tensor.n_elements
-    )
 
 
 def _note(run: str, newest: StoredSnapshot, held: Sequence[TensorSummary]) -> Finding:

@@ -103,7 +103,14 @@ def _window(path: str, found: Any) -> Window:
         bytes_read=snapshot.bytes_read,
         worst_severity=None,
     )
-    return Window(run=checkpoint.run, snapshots=(stored,), tensors=snapshot.tensors, drifts=(), now=now)
+    return Window(
+        run=checkpoint.run,
+        snapshots=(stored,),
+        tensors=snapshot.tensors,
+        drifts=(),
+        now=now,
+        scalars=snapshot.scalars,
+    )
 
 
 def _finding(finding: Finding) -> dict[str, Any]:
