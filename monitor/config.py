@@ -6,6 +6,7 @@ references (`env:NAME` or `file:PATH`), resolved here and nowhere else. Nothing 
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -203,7 +204,7 @@ def load(path: Path | None, overrides: Mapping[str, Mapping[str, Any]] | None = 
     """
     document = _read_yaml(path) if path is not None else {}
     merged = _merge(document, overrides or {})
-    problems: list[ConfigProblem] = []
+    problems: list[ConfigProblem] = _environment_problems()
     config = Config()
     try:
         config = Config.model_validate(merged)
@@ -249,7 +250,7 @@ def notifier_config(entry: NotifierEntry, path: str) -> BaseModel:
     `path` is where the entry stands, for messages. Raises ConfigError with all problems, none of which holds a secret.
     """
     try:
-        model: type[BaseModel] = alert_registry.notifier_class(entry.kind).Config
+        model = cast("type[BaseModel]", alert_registry.notifier_class(entry.kind).Config)
     except alert_registry.RegistryError as error:
         raise ConfigError([ConfigProblem(path=f"{path}.kind", message=str(error))]) from None
     resolved: dict[str, object] = {}
@@ -331,12 +332,25 @@ def _merge(document: dict[str, Any], overrides: Mapping[str, Mapping[str, Any]])
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             del dotenv_settings, file_secret_settings
-            return init_settings, env_settings, _Document(settings_cls, sound)
+            environment = _Document(settings_cls, _decoded(env_settings()))
+            return init_settings, environment, _Document(settings_cls, sound)
 
     merged = Layered(**cast("dict[str, Any]", {k: dict(v) for k, v in overrides.items()})).model_dump(
         exclude_unset=True
     )
     return {**merged, **broken}
+
+
+def _decoded(value: Any) -> Any:
+    """Return what a value of the environment means: lists, mappings and null are JSON, anything else stays a text."""
+    if isinstance(value, dict):
+        return {key: _decoded(item) for key, item in value.items()}
+    if isinstance(value, str) and (value.lstrip().startswith(("[", "{")) or value.strip() == "null"):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value  # refused, with its key, where a list or a mapping is wanted
+    return value
 
 
 class _Document(PydanticBaseSettingsSource):
@@ -354,6 +368,15 @@ class _Document(PydanticBaseSettingsSource):
     def __call__(self) -> dict[str, Any]:
         """Return the whole document."""
         return self._document
+
+
+def _environment_problems() -> list[ConfigProblem]:
+    """Return the variables that look like a key (CKPTWATCH_SECTION__KEY) of a section that there is not."""
+    names = sorted(n for n in os.environ if n.startswith(ENVIRONMENT_PREFIX) and "__" in n)
+    sections = {name: name.removeprefix(ENVIRONMENT_PREFIX).partition("__")[0].lower() for name in names}
+    known = Config.model_fields
+    message = f"unknown section; there are {', '.join(known)}"
+    return [ConfigProblem(path=name, message=message) for name, section in sections.items() if section not in known]
 
 
 def _from_pydantic(error: Any) -> ConfigProblem:
