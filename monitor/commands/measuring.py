@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 
+from monitor.commands.console import CommandError, ExitCode
 from monitor.measure.codec import measured_from_json
 from monitor.measure.measured import Measured
 from monitor.measure.options import MeasureOptions
@@ -21,8 +23,14 @@ class Order:
 
 
 def measure_files(orders: Sequence[Order]) -> list[Measured | Problem]:
-    """Measure files one after the other and return, for each, the numbers or the problem that kept them away."""
+    """Measure files one after the other and return, for each, the numbers or the problem that kept them away.
+
+    Raises CommandError for a path where nothing is.
+    """
     found: list[Measured | Problem] = []
+    for order in orders:
+        if not os.path.lexists(order.path):
+            raise CommandError(f"there is no file {order.path}", ExitCode.UNREADABLE)
     with WorkerPool(PoolOptions(n_workers=1)) as pool:
         for order in orders:
             options = MeasureOptions(drift="exact" if order.reference_path else "sketch")
