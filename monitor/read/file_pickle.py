@@ -15,7 +15,7 @@ from monitor.read.numpy_records import item_bytes_of, sizes_of
 from monitor.read.reader import CorruptError, IncompleteError, LimitError, ReadLimits, UnsupportedError
 from monitor.read.sources import ByteSource
 
-LAZY_BYTES_MIN = 4096
+LAZY_BYTES_MIN = 512
 _PAGE_BYTES = 64 * 1024
 _TEXT_LINE_BYTES_MAX = 2**20
 _NESTED_PICKLES_MAX = 100
