@@ -11,6 +11,7 @@ from records is in `rows`, and a change here needs a revision in `migrations` (a
           │             └─ findings             │
           ├─ tensors ───────────────────────────┘  dictionary of what stays equal: name, kind, dtype, shape
           └─ alerts ── outbox
+    silences                                       who need not be told, and until when
     meta                                           small facts about the database itself
 """
 
@@ -363,6 +364,20 @@ class OutboxRow(Base):
     sent_at: Mapped[float | None] = mapped_column(Double)
     n_attempts: Mapped[int] = mapped_column(Integer)
     last_error: Mapped[str | None] = mapped_column(PlainText)
+
+
+class SilenceRow(Base):
+    """One silence; what is over stays as a record of who was not told. Numbers are never reused."""
+
+    __tablename__ = "silences"
+    __table_args__ = (Index(None, "ends_at"), {"sqlite_autoincrement": True})
+
+    id: Mapped[int] = mapped_column(RowNumber, primary_key=True)
+    runs: Mapped[str] = mapped_column(ExactText)
+    rules: Mapped[str] = mapped_column(ExactText)
+    created_at: Mapped[float] = mapped_column(Double)
+    ends_at: Mapped[float] = mapped_column(Double)
+    comment: Mapped[str] = mapped_column(PlainText)
 
 
 def table(model: type[Base]) -> Table:

@@ -411,3 +411,18 @@ class Notification:
     due_at: float
     n_attempts: int
     last_error: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Silence:
+    """An order not to tell anybody about some alerts until it ends; alerts are still judged and stored.
+
+    `runs` and `rules` are glob patterns or plain names; `comment` may be "".
+    """
+
+    id: int
+    runs: str
+    rules: str
+    created_at: float
+    ends_at: float
+    comment: str

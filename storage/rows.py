@@ -32,6 +32,7 @@ from storage.records import (
     ProblemKind,
     RunSummary,
     Severity,
+    Silence,
     Sketch,
     Snapshot,
     SnapshotStatus,
@@ -393,4 +394,16 @@ def notification_record(row: Any) -> Notification:
         due_at=row.due_at,
         n_attempts=row.n_attempts,
         last_error=row.last_error,
+    )
+
+
+def silence_record(row: Any) -> Silence:
+    """Return the record of a silence from its columns."""
+    return Silence(
+        id=row.id,
+        runs=row.runs,
+        rules=row.rules,
+        created_at=row.created_at,
+        ends_at=row.ends_at,
+        comment=row.comment,
     )

@@ -23,6 +23,7 @@ from storage.models import (
     OutboxRow,
     RunRow,
     ScalarsRow,
+    SilenceRow,
     SketchRow,
     SnapshotRow,
     StatisticsRow,
@@ -32,6 +33,7 @@ from storage.models import (
 from storage.records import Alert, Finding, Snapshot
 
 ERROR_CHARACTERS_MAX: Final = 500
+COMMENT_CHARACTERS_MAX: Final = 500
 UNKNOWN_STEP: Final = -1
 _BATCH_ROWS: Final = 500  # below the number of variables that an old SQLite allows in one statement
 
@@ -132,6 +134,25 @@ def mark_failed(session: Session, notification_id: int, *, error: str, due_at: f
             last_error=error[:ERROR_CHARACTERS_MAX],
         )
     )
+
+
+def add_silence(session: Session, *, runs: str, rules: str, now: float, ends_at: float, comment: str = "") -> int:
+    """Store a silence for the alerts of some rules in some runs (glob patterns) and return its number."""
+    row = {
+        "runs": runs,
+        "rules": rules,
+        "created_at": now,
+        "ends_at": ends_at,
+        "comment": comment[:COMMENT_CHARACTERS_MAX],
+    }
+    statement = insert(table(SilenceRow)).values(row).returning(table(SilenceRow).c.id)
+    return int(session.execute(statement).scalar_one())
+
+
+def end_silence(session: Session, silence_id: int, now: float) -> bool:
+    """End a silence now; return False when there is none of that number that still lasts."""
+    lasting = update(SilenceRow).where(SilenceRow.id == silence_id, SilenceRow.ends_at > now)
+    return _execute(session, lasting.values(ends_at=now)) > 0
 
 
 def set_run_active(session: Session, run: str, active: bool) -> None:

@@ -17,13 +17,14 @@ from sqlalchemy import URL, create_engine
 from sqlalchemy.pool import NullPool
 
 from storage import database as database_module
-from storage import migrations, queries, writer
+from storage import migrations, queries, telling, writer
 from storage.database import open_database
 from storage.errors import DatabaseErrorKind, MigrationError, NewerSchemaError
 from storage.migrations.__main__ import SCRIPTS, configuration, upgrade
 from storage.models import Base
 from tests.support.stored import make_snapshot
 
+HEAD = migrations.HEAD  # as this release has it; some tests pretend otherwise
 ROOT = Path(__file__).resolve().parents[2]
 
 NEXT_REVISION = '''
@@ -32,7 +33,7 @@ NEXT_REVISION = '''
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
+revision = "9999"
 down_revision = "{head}"
 branch_labels = None
 depends_on = None
@@ -76,8 +77,8 @@ def later_release(directory: Path, more: str = "") -> str:
     """Return a directory of revisions with one more than this release has."""
     scripts = directory / "scripts"
     shutil.copytree(SCRIPTS, scripts, ignore=shutil.ignore_patterns("__pycache__"))
-    text = NEXT_REVISION.format(head=migrations.HEAD, more=more)
-    (scripts / "versions" / "revision_0002.py").write_text(text)
+    text = NEXT_REVISION.format(head=HEAD, more=more)
+    (scripts / "versions" / "revision_9999.py").write_text(text)
     return str(scripts)
 
 
@@ -91,7 +92,7 @@ def fill(path: Path) -> None:
 def test_the_list_of_revisions_is_that_of_the_files() -> None:
     script = ScriptDirectory.from_config(configuration())
     assert tuple(reversed([found.revision for found in script.walk_revisions()])) == migrations.REVISIONS
-    assert script.get_current_head() == migrations.HEAD
+    assert script.get_current_head() == HEAD
 
 
 def test_all_revisions_together_make_what_the_models_say(path: Path) -> None:
@@ -106,7 +107,7 @@ def test_a_new_database_is_the_same_as_one_made_by_the_revisions(tmp_path: Path)
     upgrade(url(tmp_path / "revised.db"))
     open_database(str(tmp_path / "new.db")).close()
     assert schema(tmp_path / "revised.db") == schema(tmp_path / "new.db")
-    assert revision(tmp_path / "revised.db") == revision(tmp_path / "new.db") == migrations.HEAD
+    assert revision(tmp_path / "revised.db") == revision(tmp_path / "new.db") == HEAD
 
 
 def test_a_database_made_by_the_revisions_can_be_opened_and_used(path: Path) -> None:
@@ -118,16 +119,16 @@ def test_a_database_made_by_the_revisions_can_be_opened_and_used(path: Path) -> 
 def test_upgrading_what_is_up_to_date_changes_nothing(path: Path) -> None:
     fill(path)
     before = path.read_bytes()
-    assert upgrade(url(path)) == migrations.HEAD
+    assert upgrade(url(path)) == HEAD
     assert path.read_bytes() == before
     assert os.listdir(path.parent) == [path.name]
 
 
 def test_a_later_revision_keeps_all_rows_and_leaves_a_backup(path: Path, tmp_path: Path) -> None:
     fill(path)
-    assert upgrade(url(path), scripts=later_release(tmp_path)) == migrations.HEAD
-    backup = path.with_name(f"{path.name}.backup-{migrations.HEAD}")
-    assert (revision(path), revision(backup)) == ("0002", migrations.HEAD)
+    assert upgrade(url(path), scripts=later_release(tmp_path)) == HEAD
+    backup = path.with_name(f"{path.name}.backup-{HEAD}")
+    assert (revision(path), revision(backup)) == ("9999", HEAD)
     assert backup.stat().st_mode & 0o777 == 0o600
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("SELECT path, note FROM snapshots").fetchall() == [
@@ -173,15 +174,15 @@ def test_an_older_release_refuses_what_a_later_one_upgraded(path: Path, tmp_path
 
 def pretend_to_be_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make this process believe that the schema has one more revision, which the child process knows nothing of."""
-    monkeypatch.setattr(migrations, "REVISIONS", (*migrations.REVISIONS, "0002"))
-    monkeypatch.setattr(migrations, "HEAD", "0002")
+    monkeypatch.setattr(migrations, "REVISIONS", (*migrations.REVISIONS, "9999"))
+    monkeypatch.setattr(migrations, "HEAD", "9999")
 
 
 def later_package(directory: Path, more: str = "") -> str:
     """Return a directory that holds a later release's storage package."""
     shutil.copytree(ROOT / "storage", directory / "storage", ignore=shutil.ignore_patterns("__pycache__"))
-    text = NEXT_REVISION.format(head=migrations.HEAD, more=more)
-    (directory / "storage" / "migrations" / "versions" / "revision_0002.py").write_text(text)
+    text = NEXT_REVISION.format(head=HEAD, more=more)
+    (directory / "storage" / "migrations" / "versions" / "revision_9999.py").write_text(text)
     return str(directory)
 
 
@@ -195,7 +196,7 @@ def test_a_database_that_is_behind_is_upgraded_at_start_by_another_process(
     with opened.read() as session:
         assert len(queries.history(session, "gpt")) == 1
     opened.close()
-    assert revision(path) == "0002"
+    assert revision(path) == "9999"
 
 
 def test_a_failed_upgrade_at_start_says_why(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,13 +207,13 @@ def test_a_failed_upgrade_at_start_says_why(path: Path, tmp_path: Path, monkeypa
     with pytest.raises(MigrationError, match="without a parent") as caught:
         open_database(str(path))
     assert caught.value.kind is DatabaseErrorKind.MIGRATION
-    assert revision(path) == "0001"
+    assert revision(path) == HEAD
 
 
 def test_an_upgrade_that_does_not_arrive_is_an_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(path)
     pretend_to_be_behind(monkeypatch)
-    with pytest.raises(MigrationError, match="0001 after the upgrade, not 0002"):
+    with pytest.raises(MigrationError, match=f"{HEAD} after the upgrade, not 9999"):
         open_database(str(path))
 
 
@@ -254,8 +255,8 @@ def test_processes_that_upgrade_at_once_all_succeed_and_one_does_the_work(path: 
         child.stdin.write("go\n")
         child.stdin.flush()
     before = sorted(child.communicate(timeout=60)[0].strip() for child in children)
-    assert before == ["0001", "0002", "0002"]
-    assert revision(path) == "0002"
+    assert before == [HEAD, "9999", "9999"]
+    assert revision(path) == "9999"
 
 
 def test_an_upgrade_killed_at_any_moment_can_be_done_again(path: Path, tmp_path: Path) -> None:
@@ -279,7 +280,22 @@ def test_an_upgrade_killed_at_any_moment_can_be_done_again(path: Path, tmp_path:
     opened = open_database(str(path))
     assert opened.quick_check() == ()
     opened.close()
-    assert revision(path) == migrations.HEAD
-    (Path(scripts) / "versions" / "revision_0002.py").write_text(NEXT_REVISION.format(head=migrations.HEAD, more=""))
-    assert upgrade(url(path), scripts=scripts) == migrations.HEAD
-    assert revision(path) == "0002"
+    assert revision(path) == HEAD
+    (Path(scripts) / "versions" / "revision_9999.py").write_text(NEXT_REVISION.format(head=HEAD, more=""))
+    assert upgrade(url(path), scripts=scripts) == HEAD
+    assert revision(path) == "9999"
+
+
+def test_what_an_older_release_wrote_is_still_there_after_the_upgrade_that_adds_silences(path: Path) -> None:
+    upgrade(url(path), target="0001")
+    engine = create_engine(url(path), poolclass=NullPool)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("INSERT INTO runs VALUES (1, 'gpt', '/data', 1, 1, 5.0, 5.0)")
+    opened = open_database(str(path))
+    with opened.write() as session:
+        number = writer.add_silence(session, runs="gpt", rules="*", now=1.0, ends_at=9.0)
+    with opened.read() as session:
+        assert [silence.id for silence in telling.silences(session, now=5.0)] == [number]
+        assert [run.run for run in queries.runs(session)] == ["gpt"]
+    opened.close()
+    assert revision(path) == HEAD

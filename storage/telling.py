@@ -1,0 +1,56 @@
+"""Who was told of which alerts, and who need not be: queries across alerts, outbox and silences.
+
+Read-only and bounded, like `queries`. Nothing here decides whether somebody is to be told.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlalchemy import Select, and_, exists, or_, select
+from sqlalchemy.orm import Session
+
+from storage import rows
+from storage.models import AlertRow, OutboxRow, RunRow, SilenceRow, table
+from storage.records import Alert, AlertState, Silence
+
+ALERTS_MAX: Final = 10_000
+SILENCES_MAX: Final = 1000
+
+
+def untold_alerts(session: Session, run: str) -> list[Alert]:
+    """Return the firing alerts of a run about whose present episode no message was ever queued, oldest first."""
+    statement = _alerts().where(RunRow.name == run, AlertRow.state == AlertState.FIRING.value, ~_message_of_alert())
+    statement = statement.order_by(AlertRow.opened_at, AlertRow.id).limit(ALERTS_MAX)
+    return [rows.alert_record(row) for row in session.execute(statement)]
+
+
+def told_alerts(session: Session, notifier: str, *, resolved_since: float) -> list[Alert]:
+    """Return the alerts a notifier was to be told of that fire, or were resolved since then; oldest first."""
+    statement = _alerts().where(
+        or_(
+            AlertRow.state == AlertState.FIRING.value,
+            and_(AlertRow.state == AlertState.RESOLVED.value, AlertRow.resolved_at >= resolved_since),
+        ),
+        _message_of_alert(notifier),
+    )
+    statement = statement.order_by(AlertRow.opened_at, AlertRow.id).limit(ALERTS_MAX)
+    return [rows.alert_record(row) for row in session.execute(statement)]
+
+
+def silences(session: Session, *, now: float, limit: int = SILENCES_MAX) -> list[Silence]:
+    """Return the silences that last at a time, those that end first before the others."""
+    statement = select(*table(SilenceRow).c).where(SilenceRow.ends_at > now)
+    found = session.execute(statement.order_by(SilenceRow.ends_at, SilenceRow.id).limit(limit))
+    return [rows.silence_record(row) for row in found]
+
+
+def _alerts() -> Select[Any]:
+    return select(*table(AlertRow).c, RunRow.name.label("run")).join(RunRow, RunRow.id == AlertRow.run_id)
+
+
+def _message_of_alert(notifier: str | None = None) -> Any:
+    conditions = [OutboxRow.fingerprint == AlertRow.fingerprint, OutboxRow.episode == AlertRow.episode]
+    if notifier is not None:
+        conditions.append(OutboxRow.notifier == notifier)
+    return exists().where(*conditions)

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+from storage import telling, writer
+from storage.database import Database
+from storage.records import Alert, AlertState, Silence
+from tests.support.stored import make_alert
+
+FIRING = make_alert("f1", run="gpt")
+
+
+def store(database: Database, *alerts: Alert) -> None:
+    with database.write() as session:
+        for alert in alerts:
+            writer.save_alert(session, alert)
+
+
+def tell(database: Database, alert: Alert, notifier: str = "pager") -> None:
+    with database.write() as session:
+        assert writer.enqueue(
+            session,
+            notifier=notifier,
+            reason="firing",
+            alert=alert,
+            deduplication_key=f"{alert.fingerprint}-{alert.episode}",
+            last_good_step=None,
+            last_good_path=None,
+            now=1.0,
+            due_at=1.0,
+        )
+
+
+def untold(database: Database, run: str = "gpt") -> list[str]:
+    with database.read() as session:
+        return [alert.fingerprint for alert in telling.untold_alerts(session, run)]
+
+
+def told(database: Database, notifier: str = "pager", since: float = 50.0) -> list[tuple[str, str]]:
+    with database.read() as session:
+        found = telling.told_alerts(session, notifier, resolved_since=since)
+    return [(alert.fingerprint, alert.state.value) for alert in found]
+
+
+def test_untold_is_what_fires_and_never_had_a_message(database: Database) -> None:
+    pending = replace(FIRING, fingerprint="f2", state=AlertState.PENDING)
+    over = replace(FIRING, fingerprint="f3", state=AlertState.RESOLVED, resolved_at=60.0)
+    elsewhere = replace(FIRING, fingerprint="f4", run="bert")
+    store(database, FIRING, pending, over, elsewhere)
+    assert untold(database) == ["f1"]
+    tell(database, FIRING)
+    assert untold(database) == []
+    assert untold(database, "bert") == ["f4"]
+
+
+def test_an_earlier_episode_that_was_told_says_nothing_about_this_one(database: Database) -> None:
+    tell(database, FIRING)
+    store(database, replace(FIRING, state=AlertState.RESOLVED, resolved_at=60.0), replace(FIRING, episode=2))
+    assert untold(database) == ["f1"]
+
+
+def test_told_is_what_this_notifier_heard_of_and_what_is_not_long_over(database: Database) -> None:
+    recent = replace(FIRING, fingerprint="f2", state=AlertState.RESOLVED, resolved_at=60.0)
+    old = replace(FIRING, fingerprint="f3", state=AlertState.RESOLVED, resolved_at=40.0)
+    store(database, FIRING, recent, old, replace(FIRING, fingerprint="f4"))
+    for alert in (FIRING, recent, old):
+        tell(database, alert)
+    assert told(database) == [("f1", "firing"), ("f2", "resolved")]
+    assert told(database, "mail") == []
+
+
+def test_a_silence_lasts_until_its_end_and_can_be_ended_once(database: Database) -> None:
+    with database.write() as session:
+        long = writer.add_silence(session, runs="a/*\ud800", rules="*", now=1.0, ends_at=100.0, comment="x" * 600)
+        short = writer.add_silence(session, runs="b", rules="nonfinite", now=1.0, ends_at=10.0)
+    with database.read() as session:
+        first, second = telling.silences(session, now=5.0)
+        assert (first.id, second.id) == (short, long)
+        assert second == Silence(id=long, runs="a/*\ud800", rules="*", created_at=1.0, ends_at=100.0, comment="x" * 500)
+        assert [silence.id for silence in telling.silences(session, now=10.0)] == [long]
+    with database.write() as session:
+        assert writer.end_silence(session, long, 20.0)
+        assert not writer.end_silence(session, long, 21.0)
+        assert not writer.end_silence(session, 999, 20.0)
+        assert writer.add_silence(session, runs="c", rules="*", now=1.0, ends_at=2.0) > long
+    with database.read() as session:
+        assert telling.silences(session, now=20.0) == []
