@@ -11,6 +11,7 @@ from monitor.config import Config, ConfigError, ConfigProblem, resolve_secret, r
 from monitor.measure.confinement import WorkerLimits
 from monitor.measure.options import MeasureOptions
 from monitor.measure.workers import PoolOptions
+from monitor.read.directories import claim_units, unit_marks
 from monitor.show.web.guard import WebSettings
 from monitor.watch.filesystem import NETWORK, filesystem_kind
 from monitor.watch.names import DEFAULT_EXCLUDES, NameRules
@@ -88,7 +89,7 @@ def watch_parts(config: Config, database: Database, *, incomplete_timeout_second
         roots = resolve_roots([(root.path, root.name) for root in watch.roots])
     except ValueError as error:
         raise ConfigError([ConfigProblem(path="watch.roots", message=str(error))]) from None
-    rules = NameRules.compile(watch.patterns, (*DEFAULT_EXCLUDES, *watch.excludes))
+    rules = NameRules.compile(watch.patterns, (*DEFAULT_EXCLUDES, *watch.excludes), unit_marks())
     policy = SettlePolicy(
         settle_seconds=watch.settle_seconds,
         incomplete_timeout_seconds=incomplete_timeout_seconds or watch.incomplete_timeout_seconds,
@@ -108,7 +109,7 @@ def watch_parts(config: Config, database: Database, *, incomplete_timeout_second
         },
         known=known,
     )
-    scanners = tuple(Scanner(root.path, rules, skip_directories=root.nested) for root in roots)
+    scanners = tuple(Scanner(root.path, rules, skip_directories=root.nested, claims_of=claim_units) for root in roots)
     return WatchParts(roots=roots, rules=rules, scanners=scanners, tracker=tracker)
 
 

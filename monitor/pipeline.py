@@ -7,6 +7,7 @@ tracker.
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
@@ -18,11 +19,13 @@ from monitor.measure.assemble import Reference, assemble, failed
 from monitor.measure.codec import measured_from_json
 from monitor.measure.options import MeasureOptions
 from monitor.measure.workers import WorkerError, WorkerPool
+from monitor.read.directories import unit_files
+from monitor.read.reader import LimitError
 from monitor.watch.runs import next_attempt, signature
 from monitor.watch.scanner import stat_file
 from storage import queries
 from storage.database import Database
-from storage.records import Checkpoint, Problem, ProblemKind, Snapshot, SnapshotStatus, StoredSnapshot
+from storage.records import Checkpoint, FileStat, Problem, ProblemKind, Snapshot, SnapshotStatus, StoredSnapshot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,18 +152,22 @@ def is_still_there(snapshot: StoredSnapshot) -> bool:
     """Say whether the very bytes that were measured are still on disk under the same path."""
     if snapshot.status is not SnapshotStatus.COMPLETE:
         return False
-    file = _stat_or_none(snapshot.path)
-    return file is not None and signature((file,), snapshot.path) == snapshot.signature
+    files = _files_at(snapshot.path)
+    return files is not None and signature(files, snapshot.path) == snapshot.signature
 
 
 def _is_unchanged(checkpoint: Checkpoint) -> bool:
-    """Say whether the file is still the one that had settled; deleted after reading counts as unchanged."""
-    file = _stat_or_none(checkpoint.path)
-    return file is None or signature((file,), checkpoint.path) == checkpoint.signature
+    """Say whether the files are still those that had settled; what was deleted after reading counts as unchanged."""
+    return set(_files_at(checkpoint.path) or ()) <= set(checkpoint.files)
 
 
-def _stat_or_none(path: str) -> Any:
+def _files_at(path: str) -> tuple[FileStat, ...] | None:
+    """Return the present state of the file or unit at a path, None when it is gone or cannot be looked at."""
     try:
-        return stat_file(path)
-    except OSError:
+        files = unit_files(path)
+        if files is not None or os.path.isdir(path):
+            return files
+        file = stat_file(path)
+    except (OSError, LimitError):
         return None
+    return None if file is None else (file,)

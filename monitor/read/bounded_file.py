@@ -30,7 +30,7 @@ from monitor.read.reader import (
 )
 from storage.records import FileStat
 
-_OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 _READ_BYTES_MAX = 2**30  # one system call; Linux stops at 2 GiB less one page anyway
 _PATH_CHARACTERS_SHOWN = 200
 
@@ -93,13 +93,19 @@ class BoundedFile:
         """Return the first `n` bytes, fewer where the file is shorter."""
         return self.read(0, min(n, self.size_bytes))
 
+    def descriptor(self) -> int:
+        """Return the open descriptor; raise ValueError when the file was closed."""
+        if self._descriptor < 0:
+            raise ValueError("read from a closed file")
+        return self._descriptor
+
     def verify_unchanged(self) -> None:
         """Close the stat bracket: inode, size and mtime_ns of the descriptor and of the path are as at open.
 
         Raises VanishedError when the path is gone, ChangedError when anything differs: then what was read is worthless.
         """
         try:
-            now = os.fstat(self._descriptor)
+            now = os.fstat(self.descriptor())
             at_path = os.stat(self.path)
         except OSError as error:
             raise as_read_error(error, self.path) from error
@@ -114,8 +120,6 @@ class BoundedFile:
                 raise ChangedError(f"{what} was written while it was read")
 
     def _check_range(self, offset: int, n: int) -> None:
-        if self._descriptor < 0:
-            raise ValueError("read from a closed file")
         if offset < 0 or n < 0:
             raise ValueError(f"negative range: offset {offset}, length {n}")
         if offset + n > self.size_bytes:
@@ -123,9 +127,10 @@ class BoundedFile:
 
     def _fill(self, offset: int, view: memoryview) -> None:
         done, n = 0, view.nbytes
+        descriptor = self.descriptor()
         while done < n:
             try:
-                got = os.preadv(self._descriptor, [view[done : done + _READ_BYTES_MAX]], offset + done)
+                got = os.preadv(descriptor, [view[done : done + _READ_BYTES_MAX]], offset + done)
             except OSError as error:
                 raise as_read_error(error, self.path) from error
             if got == 0:
@@ -145,11 +150,16 @@ def open_bounded(path: str, *, on_read: Callable[[int], None] | None = None) -> 
     Raises NotRegularError, PermissionDeniedError, VanishedError, UnsafeReferenceError (symlink loop) or FileIOError.
     """
     try:
-        descriptor = os.open(path, _OPEN_FLAGS)
+        descriptor = os.open(path, OPEN_FLAGS)
     except OSError as error:
         raise as_read_error(error, path) from error
     except ValueError as error:  # a NUL in the path
         raise FileIOError(f"{printable(path, _PATH_CHARACTERS_SHOWN)} is not a valid path: {error}") from error
+    return BoundedFile(descriptor, checked_stat(descriptor, path), on_read)
+
+
+def checked_stat(descriptor: int, path: str) -> FileStat:
+    """Return the state of an open file, which is closed before NotRegularError says that it is none to be read."""
     try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
@@ -158,16 +168,12 @@ def open_bounded(path: str, *, on_read: Callable[[int], None] | None = None) -> 
     except BaseException:
         os.close(descriptor)
         raise
-    return BoundedFile(
-        descriptor,
-        FileStat(
-            path=path,
-            device=found.st_dev,
-            inode=found.st_ino,
-            size_bytes=found.st_size,
-            mtime_ns=found.st_mtime_ns,
-        ),
-        on_read,
+    return FileStat(
+        path=path,
+        device=found.st_dev,
+        inode=found.st_ino,
+        size_bytes=found.st_size,
+        mtime_ns=found.st_mtime_ns,
     )
 
 

@@ -16,7 +16,9 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import entry_points
 
-from monitor.read.bounded_file import BoundedFile, open_bounded
+from monitor.read.bounded_file import BoundedFile, as_read_error, open_bounded
+from monitor.read.bounded_unit import BoundedUnit
+from monitor.read.directories import Located, locate, reader_of
 from monitor.read.naming import printable
 from monitor.read.reader import (
     SNIFF_BYTES_MAX,
@@ -28,10 +30,14 @@ from monitor.read.reader import (
     ReadLimits,
     UnsupportedError,
 )
+from monitor.read.renamed import without_wrappers
 
 READERS = {
+    "hdf5": "monitor.read.formats.hdf5:Hdf5Reader",
+    "keras": "monitor.read.formats.keras:KerasReader",
     "npy": "monitor.read.formats.npy:NpyReader",
     "npz": "monitor.read.formats.npz:NpzReader",
+    "pickle": "monitor.read.formats.pickle:PickleReader",
     "safetensors": "monitor.read.formats.safetensors:SafetensorsReader",
     "torch_legacy": "monitor.read.formats.torch_legacy:TorchLegacyReader",
     "torch_zip": "monitor.read.formats.torch_zip:TorchZipReader",
@@ -54,22 +60,17 @@ _LOOKALIKES = (
     (b"Rar!\x1a\x07", "a RAR archive; unpack it"),
     (b"\x7fELF", "a program"),
     (b"%PDF-", "a PDF document"),
-    (b"\x89HDF\r\n\x1a\n", "an HDF5 file, which this version does not read"),
     (b"GGUF", "a GGUF file, which this version does not read"),
-    (b"\x80\x02", "a bare pickle, which this version does not read"),
-    (b"\x80\x03", "a bare pickle, which this version does not read"),
-    (b"\x80\x04", "a bare pickle, which this version does not read"),
-    (b"\x80\x05", "a bare pickle, which this version does not read"),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class OpenedPath:
-    """A checkpoint that is open: its format's name, its tensors, and the file under it."""
+    """A checkpoint that is open: its format's name, its tensors, and the file or files under it."""
 
     format: str
     checkpoint: OpenCheckpoint
-    file: BoundedFile
+    file: BoundedFile | BoundedUnit
 
 
 @cache
@@ -128,23 +129,42 @@ def detect(head: bytes, path: str) -> Reader:
 def open_path(
     path: str, limits: ReadLimits | None = None, on_read: Callable[[int], None] | None = None
 ) -> Iterator[OpenedPath]:
-    """Open one checkpoint file, detect its format and parse its structure; close it on leaving.
+    """Open one checkpoint, a file or a unit of several, detect its format and parse its structure; close it on leaving.
 
     `on_read` gets the number of bytes after each read. Raises a ReadError whose kind says why it cannot be read.
     The caller closes the stat bracket with `opened.file.verify_unchanged()` when all values were read.
     """
+    limits = limits or ReadLimits()
+    located = _located(path)
+    if located is not None:
+        with BoundedUnit(located.directory, located.claim, on_read=on_read) as unit:
+            directory_reader = reader_of(located.claim)
+            checkpoint = _opened(lambda: directory_reader.open(unit, limits))
+            yield OpenedPath(directory_reader.name, without_wrappers(checkpoint, limits), unit)
+        return
     if os.path.isdir(path):
-        raise UnsupportedError(f"{printable(path, 200)} is a directory; give one of the files in it")
+        raise UnsupportedError(
+            f"{printable(path, 200)} is a directory in no format that is read here; give one of the files in it"
+        )
     with open_bounded(path, on_read=on_read) as file:
         reader = detect(file.head(SNIFF_BYTES_MAX), path)
-        checkpoint = _opened(reader, file, limits or ReadLimits())
-        yield OpenedPath(reader.name, checkpoint, file)
+        checkpoint = _opened(lambda: reader.open(file, limits))
+        yield OpenedPath(reader.name, without_wrappers(checkpoint, limits), file)
 
 
-def _opened(reader: Reader, file: BoundedFile, limits: ReadLimits) -> OpenCheckpoint:
+def _located(path: str) -> Located | None:
+    try:
+        return locate(path)
+    except OSError as error:
+        raise as_read_error(error, path) from error
+    except ValueError:  # a NUL in the path; opening it says so
+        return None
+
+
+def _opened(opening: Callable[[], OpenCheckpoint]) -> OpenCheckpoint:
     """Open, and give what a parser did not foresee a place in the tree of errors."""
     try:
-        return reader.open(file, limits)
+        return opening()
     except (RecursionError, MemoryError) as error:
         raise LimitError(f"the structure is too deep or too large to be parsed ({type(error).__name__})") from error
     except (ValueError, LookupError, ArithmeticError, TypeError, AttributeError, struct.error, zlib.error) as error:

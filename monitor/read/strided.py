@@ -22,9 +22,14 @@ _SPAN_SHARE_MIN = 0.125  # a stretch is read as a whole when at least this share
 _SPAN_BYTES_MIN = 16 * 1024  # and always when it is this small
 
 # Values are moved as plain words, which NumPy copies faster than its own or foreign types.
-_MOVED_AS = {1: "u1", 2: "u2", 4: "u4", 8: "u8", 16: "c16"}
+WORDS = {1: "u1", 2: "u2", 4: "u4", 8: "u8", 16: "c16"}
 
+_IDLE_MAX = 3  # buffers kept for the next tensor: a checkpoint of a hundred files must not hold a hundred of them
+
+_Bytes = npt.NDArray[np.uint8]
 _Axes = tuple[tuple[int, int], ...]  # (size, stride) from the outermost to the innermost, in elements
+
+_idle: list[_Bytes] = []
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,49 +75,71 @@ def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 class ChunkReader:
-    """Reads tensors chunk by chunk into one buffer that is used again and again."""
+    """Reads tensors chunk by chunk; the buffers are used again and again, by whichever reader needs one next."""
 
-    __slots__ = ("_buffer", "_chunk_bytes", "_scratch")
+    __slots__ = ("_chunk_bytes",)
 
     def __init__(self, chunk_bytes_max: int) -> None:
         self._chunk_bytes = max(chunk_bytes_max, 16)  # one complex128
-        self._buffer = np.empty(0, np.uint8)
-        self._scratch = np.empty(0, np.uint8)
 
     def chunks(self, source: ByteSource, layout: Layout) -> Iterator[Chunk]:
         """Yield the elements of one tensor in C order; each chunk is valid until the next is asked for."""
         n_elements = layout.n_elements
         if n_elements == 0:
             return
-        itemsize = layout.dtype.itemsize
+        step = self._chunk_bytes // layout.dtype.itemsize
+        buffer = _borrowed(min(step, n_elements) * layout.dtype.itemsize)
+        try:
+            yield from self._chunks(source, layout, buffer)
+        finally:
+            _give_back(buffer)
+
+    def _chunks(self, source: ByteSource, layout: Layout, buffer: _Bytes) -> Iterator[Chunk]:
+        n_elements, itemsize = layout.n_elements, layout.dtype.itemsize
         step = self._chunk_bytes // itemsize
-        self._buffer = _grown(self._buffer, min(step, n_elements) * itemsize)
         if layout.is_contiguous:
             for first in range(0, n_elements, step):
                 n = min(step, n_elements - first)
-                raw = self._buffer[: n * itemsize]
+                raw = buffer[: n * itemsize]
                 source.read_into((layout.offset + first) * itemsize, raw.data)
                 yield Chunk(first, _finished(raw, layout))
             return
         axes = _merged(layout)
-        self._scratch = _grown(self._scratch, min(self._chunk_bytes, (layout.stop - layout.offset) * itemsize))
-        first = 0
-        for offset, block in _blocks(axes, layout.offset, step):
-            n = prod(size for size, _ in block)
-            raw = self._buffer[: n * itemsize]
-            out = raw.view(_MOVED_AS[itemsize]).reshape([size for size, _ in block])
-            self._gather(source, offset, block, out)
-            yield Chunk(first, _finished(raw, layout))
-            first += n
+        scratch = _borrowed(min(self._chunk_bytes, (layout.stop - layout.offset) * itemsize))
+        try:
+            first = 0
+            for offset, block in _blocks(axes, layout.offset, step):
+                n = prod(size for size, _ in block)
+                raw = buffer[: n * itemsize]
+                out = raw.view(WORDS[itemsize]).reshape([size for size, _ in block])
+                self._gather(source, offset, block, out, scratch)
+                yield Chunk(first, _finished(raw, layout))
+                first += n
+        finally:
+            _give_back(scratch)
 
-    def _gather(self, source: ByteSource, offset: int, axes: _Axes, out: npt.NDArray[np.generic]) -> None:
+    def fill(self, source: ByteSource, layout: Layout, out: npt.NDArray[np.generic]) -> None:
+        """Copy a tensor into `out`, a view of its shape whose elements are WORDS of its item size, as it is stored."""
+        if layout.n_elements == 0:
+            return
+        axes = tuple(zip(layout.shape, layout.strides, strict=True))
+        itemsize = layout.dtype.itemsize
+        scratch = _borrowed(min(self._chunk_bytes, (layout.stop - layout.offset) * itemsize))
+        try:
+            self._gather(source, layout.offset, axes or ((1, 1),), out.reshape(out.shape or (1,)), scratch)
+        finally:
+            _give_back(scratch)
+
+    def _gather(
+        self, source: ByteSource, offset: int, axes: _Axes, out: npt.NDArray[np.generic], scratch: _Bytes
+    ) -> None:
         """Fill `out` with the block of storage elements that `axes` describe from `offset` on."""
         itemsize = out.dtype.itemsize
         span = sum((size - 1) * stride for size, stride in axes) + 1
         wanted = prod(size for size, stride in axes if stride)
         span_bytes = span * itemsize
-        if span_bytes <= self._scratch.nbytes and (span_bytes <= _SPAN_BYTES_MIN or wanted >= span * _SPAN_SHARE_MIN):
-            raw = self._scratch[:span_bytes]
+        if span_bytes <= scratch.nbytes and (span_bytes <= _SPAN_BYTES_MIN or wanted >= span * _SPAN_SHARE_MIN):
+            raw = scratch[:span_bytes]
             source.read_into(offset * itemsize, raw.data)
             view: npt.NDArray[np.generic] = np.ndarray(
                 out.shape, out.dtype, buffer=raw, strides=[stride * itemsize for _, stride in axes]
@@ -122,7 +149,7 @@ class ChunkReader:
         widest = max(range(len(axes)), key=lambda i: (axes[i][0] - 1) * axes[i][1])
         size, stride = axes[widest]
         rest = (span - (size - 1) * stride) * itemsize  # what one step along the widest axis spans
-        per_part = max(1, (self._scratch.nbytes - rest) // (stride * itemsize) + 1)
+        per_part = max(1, (scratch.nbytes - rest) // (stride * itemsize) + 1)
         if wanted < span * _SPAN_SHARE_MIN or per_part >= size:
             per_part = (
                 1 if rest + stride * itemsize > _SPAN_BYTES_MIN else max(1, _SPAN_BYTES_MIN // (stride * itemsize))
@@ -133,7 +160,7 @@ class ChunkReader:
             stop = min(start + per_part, size)
             where[widest] = slice(start, stop)
             part = (*axes[:widest], (stop - start, stride), *axes[widest + 1 :])
-            self._gather(source, offset + start * stride, part, out[tuple(where)])
+            self._gather(source, offset + start * stride, part, out[tuple(where)], scratch)
 
 
 def _merged(layout: Layout) -> _Axes:
@@ -178,5 +205,12 @@ def _finished(raw: npt.NDArray[np.uint8], layout: Layout) -> npt.NDArray[np.gene
     return values
 
 
-def _grown(buffer: npt.NDArray[np.uint8], n_bytes: int) -> npt.NDArray[np.uint8]:
-    return buffer if buffer.nbytes >= n_bytes else np.empty(n_bytes, np.uint8)
+def _borrowed(n_bytes: int) -> _Bytes:
+    """Return a buffer of at least `n_bytes` that nobody else uses."""
+    found = _idle.pop() if _idle else None
+    return found if found is not None and found.nbytes >= n_bytes else np.empty(n_bytes, np.uint8)
+
+
+def _give_back(buffer: _Bytes) -> None:
+    if len(_idle) < _IDLE_MAX:
+        _idle.append(buffer)

@@ -31,8 +31,9 @@ from watchdog.events import (
 from watchdog.observers import Observer
 from watchdog.observers.api import BaseObserver
 
+from monitor.read.unfinished import unfinished_of
 from monitor.watch.filesystem import NETWORK, filesystem_kind
-from monitor.watch.names import NameRules, unfinished_of
+from monitor.watch.names import NameRules
 
 log = logging.getLogger(__name__)
 

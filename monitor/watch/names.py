@@ -1,11 +1,13 @@
-"""Which names can be checkpoints: temporary names, default patterns and excludes. Pure text, no file is touched."""
+"""Which names can be checkpoints: default patterns, excludes and marks. Pure text, no file is touched."""
 
 from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+
+from monitor.read.unfinished import is_temporary
 
 DEFAULT_PATTERNS: tuple[str, ...] = (
     "*.safetensors",
@@ -15,6 +17,8 @@ DEFAULT_PATTERNS: tuple[str, ...] = (
     "*.bin",
     "*.npz",
     "*.npy",
+    "*.keras",
+    "*.h5",
     "*.tar",  # the old PyTorch habit, mostly as .pth.tar
 )
 
@@ -45,51 +49,6 @@ DEFAULT_EXCLUDES: tuple[str, ...] = (
     "mlruns/",
 )
 
-# Dot names that are part of a checkpoint, not a temporary file of somebody's.
-_KEPT_DOT_NAMES = frozenset({".metadata", ".metadata.json", ".snapshot_metadata"})
-_TEMPORARY = re.compile(
-    r"""
-      \..*                      # hidden: .tmpAbC123 of safetensors, .nfs0000 of a file deleted while open
-    | .*\.tmp.*
-    | tmp-.*
-    | tmp\.pth\.tar
-    | tmp\.pt
-    | recovery_tmp.*
-    | .*\.part
-    | .*\.tempstate.*
-    | .*\.orbax-checkpoint-tmp.*
-    | .*\.__lock
-    | .*-unfinished(\.txt)?
-    """,
-    re.VERBOSE | re.DOTALL,
-)
-_UNFINISHED_MARKER = re.compile(r"(.+)-unfinished(\.txt)?", re.DOTALL)
-_MARKED_SUFFIXES = (".ckpt", ".nemo", ".distcp")
-
-
-def is_temporary(name: str, *, is_directory: bool = False) -> bool:
-    """Say whether a base name is one that writers use for what is not finished yet."""
-    if name in _KEPT_DOT_NAMES:
-        return False
-    if is_directory and name.endswith(("-tmp", "_temp")):
-        return True
-    return _TEMPORARY.fullmatch(name) is not None
-
-
-def unfinished_of(name: str) -> str | None:
-    """Return what the marker file `name` marks as unfinished (NeMo: `X-unfinished` for `X.ckpt`), None for others."""
-    match = _UNFINISHED_MARKER.fullmatch(name)
-    return match.group(1) if match else None
-
-
-def is_held_back(name: str, unfinished: frozenset[str]) -> bool:
-    """Say whether the file `name` is marked by one of the sibling markers in `unfinished` (from `unfinished_of`)."""
-    if not unfinished:
-        return False
-    if name in unfinished:
-        return True
-    return any(name.endswith(s) and name[: -len(s)] in unfinished for s in _MARKED_SUFFIXES)
-
 
 @dataclass(frozen=True, slots=True)
 class NameRules:
@@ -106,10 +65,17 @@ class NameRules:
     _excluded_paths: re.Pattern[str]
     _excluded_directories: re.Pattern[str]
     _excluded_directory_paths: re.Pattern[str]
+    _marks: re.Pattern[str]
+    _takes_any_unit: bool
 
     @classmethod
-    def compile(cls, patterns: Sequence[str] | None = None, excludes: Sequence[str] | None = None) -> NameRules:
-        """Compile patterns (None: DEFAULT_PATTERNS) and excludes (None: DEFAULT_EXCLUDES)."""
+    def compile(
+        cls,
+        patterns: Sequence[str] | None = None,
+        excludes: Sequence[str] | None = None,
+        marks: Sequence[str] = (),
+    ) -> NameRules:
+        """Compile patterns (None: DEFAULT_PATTERNS), excludes (None: DEFAULT_EXCLUDES) and the marks of units."""
         wanted = DEFAULT_PATTERNS if patterns is None else tuple(patterns)
         excluded = DEFAULT_EXCLUDES if excludes is None else tuple(excludes)
         directories = [p.removesuffix("/") for p in excluded if p.endswith("/")]
@@ -118,6 +84,8 @@ class NameRules:
             *_split(wanted),
             *_split(files),
             *_split([*directories, *files]),  # an exclude without a slash at its end may name a directory as well
+            _compiled(marks),
+            patterns is None or tuple(patterns) == DEFAULT_PATTERNS,
         )
 
     def takes_file(self, name: str, relative_path: str) -> bool:
@@ -126,7 +94,7 @@ class NameRules:
             return False
         if is_temporary(name):
             return False
-        return not (self._excluded.fullmatch(name) or self._excluded_paths.fullmatch(relative_path))
+        return not self._is_excluded(name, relative_path)
 
     def takes_directory(self, name: str, relative_path: str) -> bool:
         """Say whether a directory is to be looked into."""
@@ -136,13 +104,34 @@ class NameRules:
             self._excluded_directories.fullmatch(name) or self._excluded_directory_paths.fullmatch(relative_path)
         )
 
+    def takes_unit(self, unit_name: str, files: Collection[str], relative_directory: str) -> bool:
+        """Say whether a checkpoint of several files is wanted: by its own name, or by that of any file in it.
+
+        `relative_directory` is where the files are, below the root, with a slash at its end or empty. The default
+        patterns want every unit; an exclude leaves it out where it leaves out all of its files.
+        """
+        kept = [f for f in files if not self._is_excluded(f, relative_directory + f)]
+        if files and not kept:
+            return False
+        if self._takes_any_unit:
+            return True
+        return any(
+            self._wanted.fullmatch(name) or self._wanted_paths.fullmatch(relative_directory + name)
+            for name in (unit_name, *kept)
+        )
+
     def takes_path(self, relative_path: str) -> bool:
-        """Say whether a file at this path below the root would be found by a scan, judged by names alone."""
+        """Say whether a file here may be a checkpoint, or complete one, judged by names below the root alone."""
         *parents, name = relative_path.split("/")
         for i, parent in enumerate(parents):
             if not self.takes_directory(parent, "/".join(parents[: i + 1])):
                 return False
-        return self.takes_file(name, relative_path)
+        return self.takes_file(name, relative_path) or (
+            self._marks.fullmatch(name) is not None and not is_temporary(name)
+        )
+
+    def _is_excluded(self, name: str, relative_path: str) -> bool:
+        return bool(self._excluded.fullmatch(name) or self._excluded_paths.fullmatch(relative_path))
 
 
 _NOTHING = re.compile(r"(?!)")

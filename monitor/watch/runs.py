@@ -58,11 +58,16 @@ class WatchRoot:
         """Return the run that an absolute path below this root belongs to.
 
         "name" for a file directly in the root, else "name/exp1/..." after the directories below the root, without
-        those that only hold or number checkpoints. Printable, at most 200 characters.
+        those that only hold or number checkpoints. A checkpoint that is a directory is given with a slash at its end;
+        its own name belongs to the run's unless it states a step or epoch. Printable, at most 200 characters.
         """
         relative = os.path.relpath(os.path.dirname(path), self.path)
         components = [] if relative == "." else relative.split("/")
         kept = [c for c in components if c.lower() not in _PLAIN_COMPONENTS and not _STEP_COMPONENT.fullmatch(c)]
+        if path.endswith("/") and kept and kept[-1] == components[-1]:
+            own = components[-1]
+            if step_from_path(own) is not None or epoch_from_path(own) is not None or is_alias(own):
+                kept.pop()
         return _bounded("/".join([self.name, *kept]))
 
 

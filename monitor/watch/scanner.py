@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
+from monitor.read.reader import LimitError
+from monitor.read.unfinished import is_held_back, unfinished_of
+from monitor.read.unit import Claim, DirectoryListing, claimed_files, listing_of, unit_path
 from monitor.watch.filesystem import is_inside
-from monitor.watch.names import NameRules, is_held_back, unfinished_of
+from monitor.watch.names import NameRules
 from monitor.watch.runs import name_rank
 from storage.records import FileStat, Problem, ProblemKind
 
@@ -41,10 +44,19 @@ class ScanProblem:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UnitEntry:
+    """A checkpoint of several files: the path that stands for it, and its files sorted by name."""
+
+    path: str
+    files: tuple[FileStat, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScanResult:
     """What one scan saw.
 
-    `entries` are the files that may be checkpoints, one per inode, sorted by path. `problems` are at most 1000.
+    `entries` are the single files that may be checkpoints, one per inode, sorted by path; `units` are the checkpoints
+    of several files, sorted by path; no file is in both. `problems` are at most 1000.
     `held_back` are files beside a marker that says they are unfinished. `truncated` says that a limit was reached.
     `complete` is False when something could not be looked at, so that the absence of a file says nothing.
     """
@@ -57,6 +69,7 @@ class ScanResult:
     complete: bool
     n_names: int  # directory entries listed in this scan
     n_listed: int  # directories listed, not taken from memory
+    units: tuple[UnitEntry, ...] = ()
 
 
 @dataclass(slots=True)
@@ -69,6 +82,16 @@ class _Listing:
     links: list[str]
     directories: list[str]
     held_back: list[str]
+    claims: list[Claim] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Names:
+    """Every name in a directory while it is listed, for the claims."""
+
+    files: list[str] = field(default_factory=list)
+    directories: list[str] = field(default_factory=list)
+    unfinished: set[str] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -83,6 +106,9 @@ class _Pass:
     held_back: list[str] = field(default_factory=list)
     files: dict[tuple[int, int], FileStat] = field(default_factory=dict)
     links: list[str] = field(default_factory=list)
+    units: list[UnitEntry] = field(default_factory=list)
+    n_unit_files: int = 0
+    inodes_in_units: set[tuple[int, int]] = field(default_factory=set)
 
     def add_problem(self, path: str, kind: ProblemKind, message: str) -> None:
         if len(self.problems) < _PROBLEMS_MAX:
@@ -99,16 +125,23 @@ class Scanner:
         *,
         limits: ScanLimits | None = None,
         skip_directories: Collection[str] = (),
+        claims_of: Callable[[DirectoryListing], Sequence[Claim]] = lambda _: (),
         scandir: Callable[[str], os._ScandirIterator[str]] = os.scandir,
     ) -> None:
-        """Prepare to scan `root` (made absolute); `skip_directories` are absolute paths that belong to other roots."""
+        """Prepare to scan `root` (made absolute).
+
+        `skip_directories` are absolute paths that belong to other roots. `claims_of` says which names of a directory
+        make up checkpoints of several files; it is asked whenever a directory is listed.
+        """
         self.root = os.path.realpath(root)
         self._rules = rules
         self._limits = limits or ScanLimits()
         self._skip = frozenset(skip_directories)
+        self._claims_of = claims_of
         self._scandir = scandir
         self._listings: dict[str, _Listing] = {}
         self._files: dict[str, FileStat] = {}
+        self._units: dict[str, UnitEntry] = {}
 
     def scan(self, now: float) -> ScanResult:
         """Look at the whole root once; `now` is the wall clock in Unix seconds.
@@ -126,6 +159,7 @@ class Scanner:
             kept[directory] = listing
             found.held_back += [_joined(directory, name) for name in listing.held_back]
             self._stat_files(directory, listing, found)
+            self._stat_units(directory, listing, found)
             if listing.directories and depth >= self._limits.depth_max:
                 found.add_problem(
                     directory,
@@ -138,6 +172,8 @@ class Scanner:
         self._listings = kept
         entries = tuple(sorted(found.files.values(), key=lambda f: f.path))
         self._files = {f.path: f for f in entries}
+        units = tuple(sorted(found.units, key=lambda u: u.path))
+        self._units = {u.path: u for u in units}
         if found.truncated:
             found.complete = False
         return ScanResult(
@@ -149,6 +185,7 @@ class Scanner:
             complete=found.complete,
             n_names=found.n_names,
             n_listed=found.n_listed,
+            units=units,
         )
 
     def _list(self, directory: str, now: float, found: _Pass) -> _Listing | None:
@@ -172,7 +209,7 @@ class Scanner:
     def _fill(self, directory: str, listing: _Listing, found: _Pass) -> None:
         found.n_listed += 1
         relative = "" if directory == self.root else os.path.relpath(directory, self.root) + "/"
-        unfinished: set[str] = set()
+        names = _Names()
         with self._scandir(directory) as entries:
             for entry in entries:
                 found.n_names += 1
@@ -180,25 +217,44 @@ class Scanner:
                     self._truncate(directory, f"more than {self._limits.names_max} names", found)
                     listing.trusted = False
                     return
-                self._sort_in(entry, relative, listing, found)
-                marked = unfinished_of(entry.name)
-                if marked is not None:
-                    unfinished.add(marked)
-        if unfinished:
-            held = frozenset(unfinished)
-            listing.held_back = [n for n in listing.files if is_held_back(n, held)]
+                self._sort_in(entry, relative, listing, names, found)
+        if names.unfinished:
+            held = frozenset(names.unfinished)
+            listing.held_back = [n for n in (*listing.files, *listing.directories) if is_held_back(n, held)]
             listing.files = [n for n in listing.files if not is_held_back(n, held)]
             listing.links = [n for n in listing.links if not is_held_back(n, held)]
+            listing.directories = [n for n in listing.directories if not is_held_back(n, held)]
+        self._claim(directory, relative, listing, names)
 
-    def _sort_in(self, entry: os.DirEntry[str], relative: str, listing: _Listing, found: _Pass) -> None:
+    def _claim(self, directory: str, relative: str, listing: _Listing, names: _Names) -> None:
+        """Give the names that belong to checkpoints of several files to those."""
+        seen = listing_of(
+            os.path.basename(directory), names.files, names.directories, unfinished=frozenset(names.unfinished)
+        )
+        for claim in self._claims_of(seen):
+            if not self._rules.takes_unit(claim.index or seen.name, claim.files, relative):
+                continue
+            listing.claims.append(claim)
+            taken = claim.names
+            listing.files = [n for n in listing.files if n not in taken]
+            listing.links = [n for n in listing.links if n not in taken]
+            listing.directories = [n for n in listing.directories if n not in taken]
+
+    def _sort_in(self, entry: os.DirEntry[str], relative: str, listing: _Listing, names: _Names, found: _Pass) -> None:
         name = entry.name
+        marked = unfinished_of(name)
+        if marked is not None:
+            names.unfinished.add(marked)
         if entry.is_dir(follow_symlinks=False):
             if self._rules.takes_directory(name, relative + name) and entry.path not in self._skip:
                 if _is_text(name):
                     listing.directories.append(name)
+                    names.directories.append(name)
                 else:
                     found.add_problem(_visible(entry.path), ProblemKind.UNSUPPORTED, "the name is not UTF-8; rename it")
             return
+        if _is_text(name):
+            names.files.append(name)
         if not self._rules.takes_file(name, relative + name):
             return
         if not _is_text(name):
@@ -228,6 +284,28 @@ class Scanner:
                 return
         found.links += [_joined(directory, name) for name in listing.links]
 
+    def _stat_units(self, directory: str, listing: _Listing, found: _Pass) -> None:
+        for claim in listing.claims:
+            path = unit_path(directory, claim)
+            try:
+                files = claimed_files(directory, claim)
+            except OSError as error:
+                self._note(path, error, found)
+                continue
+            except LimitError as error:
+                found.add_problem(path, ProblemKind.LIMIT, str(error))
+                continue
+            found.n_unit_files += len(files)
+            if found.n_unit_files + len(found.files) > self._limits.files_max:
+                self._truncate(path, f"more than {self._limits.files_max} matching files", found)
+                return
+            if not files:
+                continue
+            known = self._units.get(path)
+            entry = known if known is not None and known.files == files else UnitEntry(path=path, files=files)
+            found.units.append(entry)
+            found.inodes_in_units.update((f.device, f.inode) for f in files)
+
     def _resolve_links(self, found: _Pass) -> None:
         """Take a link as a name of its own only when its target lies in the root and was not found under its name."""
         for path in sorted(found.links, key=_preference):
@@ -238,7 +316,8 @@ class Scanner:
                 status = os.stat(target, follow_symlinks=False)
             except OSError:
                 continue  # dangling or circular: Lightning's `last.ckpt` is both for a moment
-            if not stat.S_ISREG(status.st_mode) or (status.st_dev, status.st_ino) in found.files:
+            key = (status.st_dev, status.st_ino)
+            if not stat.S_ISREG(status.st_mode) or key in found.files or key in found.inodes_in_units:
                 continue
             if is_inside(target, self.root):
                 self._add(path, status, found)

@@ -1,4 +1,4 @@
-"""When is a file whole? Candidates from scans become checkpoints once they are quiet; what cannot be read waits.
+"""When is a checkpoint whole? Candidates from scans become checkpoints once they are quiet; what cannot be read waits.
 
 `decide` is pure. `Tracker` keeps what was observed in memory and nothing else: after a restart everything is found
 again by the scan, and what was stored before is recognised by its signature. Nothing here opens a file.
@@ -11,6 +11,8 @@ import heapq
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+from monitor.read.directories import unit_files
+from monitor.read.reader import LimitError
 from monitor.watch.runs import epoch_from_path, signature, step_from_path
 from monitor.watch.scanner import ScanResult, stat_file
 from storage.records import Candidate, Checkpoint, FileStat, Problem, ProblemKind
@@ -81,7 +83,7 @@ def decide(candidate: Candidate, *, now: float, policy: SettlePolicy, verdict: P
     was never read.
     """
     quiet_at = candidate.last_changed_at + policy.settle_seconds
-    written_at = max((f.mtime_ns for f in candidate.files), default=0) / 1e9
+    written_at = _newest_ns(candidate) / 1e9
     if written_at <= now:
         quiet_at = max(quiet_at, written_at + policy.settle_seconds)
     if now < quiet_at:
@@ -104,7 +106,7 @@ def as_checkpoint(candidate: Candidate) -> Checkpoint:
     `written_at` is the newest time stamp of its files, or when we last saw a change where that lies before it (the
     clock of a file server may be ahead of ours).
     """
-    stamp = max((f.mtime_ns for f in candidate.files), default=0) / 1e9
+    stamp = _newest_ns(candidate) / 1e9
     return Checkpoint(
         run=candidate.run,
         root=candidate.root,
@@ -136,12 +138,16 @@ def _final_problem(candidate: Candidate, *, now: float, policy: SettlePolicy, ve
     return problem if waited >= policy.incomplete_timeout_seconds else None
 
 
+def _newest_ns(candidate: Candidate) -> int:
+    return max((f.mtime_ns for f in candidate.files), default=0)
+
+
 def _last_change(candidate: Candidate, now: float) -> float:
     """Return when a candidate last changed: by its own stamp where we never saw it change, else by what we saw.
 
     So a file that was cut off long before we came is not waited for as if it had been written a moment ago.
     """
-    stamp = max((f.mtime_ns for f in candidate.files), default=0) / 1e9
+    stamp = _newest_ns(candidate) / 1e9
     if candidate.first_seen_at == candidate.last_changed_at and stamp <= now:
         return min(stamp, candidate.last_changed_at)
     return candidate.last_changed_at
@@ -155,6 +161,7 @@ class _Unit:
     signature: str
     verdict: ProbeVerdict | None = None
     in_flight: str | None = None  # the signature that is being read right now
+    is_group: bool = False  # of several files
     is_done: bool = False  # this state was stored, as a success or as a failure
     due_at: float = 0.0
 
@@ -174,11 +181,13 @@ class Tracker:
         root_policies: Mapping[str, SettlePolicy] | None = None,
         known: Iterable[str] = (),
         stat: Callable[[str], FileStat | None] = stat_file,
+        unit_files: Callable[[str], tuple[FileStat, ...] | None] = unit_files,
     ) -> None:
         """Start without any unit.
 
-        `run_of(root, path)` names runs; `root_policies` replace `policy` for single roots; `known` are the signatures
-        that storage already holds.
+        `run_of(root, path)` names runs (a path that is a directory ends in a slash); `root_policies` replace `policy`
+        for single roots; `known` are the signatures that storage already holds. `stat` and `unit_files` tell the
+        present state of a single file and of a checkpoint of several files, None when it is gone.
         """
         self._run_of = run_of
         self._policy = policy or SettlePolicy()
@@ -186,6 +195,7 @@ class Tracker:
         self._known = set(known)
         self._retired: set[str] = set()  # known signatures whose unit changed or went; another name may hold them
         self._stat = stat
+        self._unit_files = unit_files
         self._units: dict[str, dict[str, _Unit]] = {}
         self._waiting: list[tuple[float, str, str]] = []  # heap of (due_at, root, path), entries may be outdated
         self._due: list[tuple[float, str, str]] = []  # heap of (mtime, root, path), entries may be outdated
@@ -198,11 +208,19 @@ class Tracker:
         for file in scan.entries:
             unit = units.get(file.path)
             if unit is None:
-                self._add(scan.root, file, now)
-            elif unit.candidate.files[0] is not file:
-                self._update(unit, file, now)
-        if scan.complete and len(units) != len(scan.entries):
-            present = {file.path for file in scan.entries}
+                self._add(scan.root, file.path, (file,), now)
+            elif unit.candidate.files[0] is not file or unit.is_group:
+                unit.is_group = False
+                self._update(unit, (file,), now)
+        for entry in scan.units:
+            unit = units.get(entry.path)
+            if unit is None:
+                self._add(scan.root, entry.path, entry.files, now, is_group=True)
+            elif unit.candidate.files is not entry.files:
+                unit.is_group = True
+                self._update(unit, entry.files, now)
+        if scan.complete and len(units) != len(scan.entries) + len(scan.units):
+            present = {file.path for file in scan.entries} | {entry.path for entry in scan.units}
             for path in [p for p in units if p not in present]:
                 self._forget(units, path)
         if scan.complete and self._retired:
@@ -221,7 +239,7 @@ class Tracker:
             _, root, path = heapq.heappop(self._waiting)
             unit = self._units.get(root, {}).get(path)
             if unit is not None and not unit.is_done and unit.in_flight is None:
-                heapq.heappush(self._due, (unit.candidate.files[0].mtime_ns, root, path))
+                heapq.heappush(self._due, (_newest_ns(unit.candidate), root, path))
         handed: list[Settled | Broken] = []
         while self._due and len(handed) < limit:
             _, root, path = heapq.heappop(self._due)
@@ -251,7 +269,7 @@ class Tracker:
         self._follow_clock(now)
         unit = self._take_back(checkpoint)
         if unit is not None and problem.kind in {ProblemKind.VANISHED, ProblemKind.CHANGED}:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, LimitError):
                 unit = self._refreshed(unit, now)
         if unit is None:
             return Gone(checkpoint=checkpoint)
@@ -303,28 +321,25 @@ class Tracker:
             default=None,
         )
 
-    def _add(self, root: str, file: FileStat, now: float) -> None:
+    def _add(self, root: str, path: str, files: tuple[FileStat, ...], now: float, *, is_group: bool = False) -> None:
+        # The name of a checkpoint that is a directory may be the run's name as well; the slash says that it is one.
+        place = f"{path}/" if is_group and files[0].path.startswith(f"{path}/") else path
         candidate = Candidate(
-            run=self._run_of(root, file.path),
-            root=root,
-            path=file.path,
-            files=(file,),
-            first_seen_at=now,
-            last_changed_at=now,
+            run=self._run_of(root, place), root=root, path=path, files=files, first_seen_at=now, last_changed_at=now
         )
-        unit = _Unit(candidate=candidate, signature=signature(candidate.files, file.path))
-        self._units[root][file.path] = unit
+        unit = _Unit(candidate=candidate, signature=signature(files, path), is_group=is_group)
+        self._units[root][path] = unit
         self._settle_in(unit, now)
 
-    def _update(self, unit: _Unit, file: FileStat, now: float) -> None:
+    def _update(self, unit: _Unit, files: tuple[FileStat, ...], now: float) -> None:
         old = unit.candidate
-        if old.files == (file,):
+        if old.files == files:
             return
         unit.candidate = Candidate(
             run=old.run,
             root=old.root,
             path=old.path,
-            files=(file,),
+            files=files,
             first_seen_at=now if unit.is_done else old.first_seen_at,
             last_changed_at=now,
         )
@@ -347,7 +362,7 @@ class Tracker:
             return None
         try:
             refreshed = self._refreshed(unit, now)
-        except OSError:
+        except (OSError, LimitError):
             self._wait(unit, now + self._policy_of(unit).retry_seconds_min)
             return None
         if refreshed is None:
@@ -365,11 +380,16 @@ class Tracker:
     def _refreshed(self, unit: _Unit, now: float) -> _Unit | None:
         """Ask the filesystem for the unit's present state; forget it and return None when it is gone."""
         path = unit.candidate.path
-        file = self._stat(path)
-        if file is None:
+        files: tuple[FileStat, ...] | None
+        if unit.is_group:
+            files = self._unit_files(path)
+        else:
+            file = self._stat(path)
+            files = None if file is None else (file,)
+        if files is None:
             self._forget(self._units[unit.candidate.root], path)
             return None
-        self._update(unit, file, now)
+        self._update(unit, files, now)
         return unit
 
     def _take_back(self, checkpoint: Checkpoint) -> _Unit | None:

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from monitor.watch.names import DEFAULT_EXCLUDES, NameRules, is_held_back, is_temporary, unfinished_of
+from monitor.read.unfinished import is_held_back, is_temporary, unfinished_of
+from monitor.watch.names import DEFAULT_EXCLUDES, NameRules
 
 RULES = NameRules.compile()
 
