@@ -144,6 +144,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    load_before = os.getloadavg()[0]
     rows: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory(dir=arguments.directory) as name:
         for kind, dtype in (
@@ -162,7 +163,12 @@ def main() -> None:
             show(f"{kind} {dtype}", rows[f"{kind} {dtype}"])
     results = ROOT / "benchmarks" / "results"
     results.mkdir(exist_ok=True)
-    document = {"machine": f"{platform.machine()} {platform.system()}", "large_mib": arguments.large_mib, "rows": rows}
+    document = {
+        "machine": f"{platform.machine()} {platform.system()}, {os.cpu_count()} processors",
+        "load": [load_before, os.getloadavg()[0]],  # above 1 before we began, the figures are not worth much
+        "large_mib": arguments.large_mib,
+        "rows": rows,
+    }
     (results / "throughput.json").write_text(json.dumps(document, indent=2) + "\n")
 
 
