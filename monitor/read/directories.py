@@ -21,6 +21,7 @@ from storage.records import FileStat
 
 DIRECTORY_READERS = {
     # From the one whose names say most to the one whose names say least; see docs/formats.md.
+    "torch_dcp": "monitor.read.formats.torch_dcp:TorchDcpReader",
     "sharded": "monitor.read.formats.sharded:ShardedReader",
 }
 DIRECTORY_ENTRY_POINT_GROUP = "ckptwatch.directory_readers"

@@ -6,6 +6,7 @@ pickle means.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from monitor.read.inert_nodes import PickleResult
@@ -25,11 +26,16 @@ _SHOWN = 80
 
 @dataclass(frozen=True, slots=True)
 class TorchArchive:
-    """What the pickle of an archive holds, and where its tensors' values are."""
+    """What the pickle of an archive holds; `find` returns the bytes of a storage and raises CorruptError without it."""
 
     result: PickleResult
-    storages: TensorStorages
+    find: Callable[[StorageRef], ByteSource]
+    big_endian: bool
     size_bytes: int
+
+    def storages(self, limits: ReadLimits) -> TensorStorages:
+        """Return the storages with a budget of their own for views of them."""
+        return TensorStorages(self.find, big_endian=self.big_endian, size_bytes=self.size_bytes, limits=limits)
 
 
 def open_archive(file: PositionedFile, limits: ReadLimits) -> TorchArchive:
@@ -53,8 +59,7 @@ def open_archive(file: PositionedFile, limits: ReadLimits) -> TorchArchive:
             raise CorruptError(f"the archive has no storage '{printable(storage.key, _SHOWN)}'")
         return directory.source(found)
 
-    storages = TensorStorages(find, big_endian=big_endian, size_bytes=file.size_bytes, limits=limits)
-    return TorchArchive(result, storages, file.size_bytes)
+    return TorchArchive(result, find, big_endian, file.size_bytes)
 
 
 def _pickle_member(directory: ZipDirectory) -> tuple[str, ZipMember]:

@@ -159,12 +159,12 @@ def _strided(name: str, args: tuple[object, ...], n_args_min: int, dimensions_ma
     if not n_args_min <= len(args) <= n_args_min + 1:
         raise TensorError(f"{name} with {len(args)} arguments")
     storage = storage_of(args[0])
-    shape, strides = _sizes(args[2], dimensions_max), _sizes(args[3], dimensions_max)
+    shape, strides = sizes_of(args[2], dimensions_max), sizes_of(args[3], dimensions_max)
     offset = args[1]
     if type(offset) is not int or not 0 <= offset < _SIZE_MAX or len(shape) != len(strides):
         raise TensorError("a tensor whose offset, shape and strides do not fit together")
     if name == "_rebuild_tensor_v3":
-        dtype = _dtype_name(args[6])
+        dtype = dtype_name(args[6])
         metadata = args[7] if len(args) > 7 else None
     else:
         dtype = storage.dtype or "uint8"
@@ -187,7 +187,8 @@ def _strided(name: str, args: tuple[object, ...], n_args_min: int, dimensions_ma
     )
 
 
-def _sizes(value: object, dimensions_max: int) -> tuple[int, ...]:
+def sizes_of(value: object, dimensions_max: int) -> tuple[int, ...]:
+    """Return the sizes in a tuple or torch.Size; raise TensorError for anything else."""
     if (
         type(value) is Node
         and type(value.function) is Ref
@@ -211,7 +212,8 @@ def len_of(value: object) -> int:
     return len(value) if type(value) is tuple else -1
 
 
-def _dtype_name(value: object) -> str:
+def dtype_name(value: object) -> str:
+    """Return the name of a torch.dtype; raise TensorError for anything else."""
     if type(value) is not Ref or value.module != "torch" or len(value.name) > 40 or not value.name.isidentifier():
         raise TensorError("a tensor whose dtype is none")
     return _DTYPE_ALIASES.get(value.name, value.name)
@@ -238,7 +240,7 @@ def _stated_dtype(args: tuple[object, ...]) -> str:
 def _stated_shape(args: tuple[object, ...]) -> tuple[int, ...]:
     for value in args[:4]:
         try:
-            return _sizes(value, 64)
+            return sizes_of(value, 64)
         except TensorError:
             continue
     return ()
@@ -309,7 +311,7 @@ def _array(value: Node, dimensions_max: int) -> FoundTensor:
     if type(state) is not tuple or len(state) != 5:
         raise TensorError("an array without its state")
     _, shape_value, dtype_value, is_fortran, data_value = state
-    shape = _sizes(shape_value, dimensions_max)
+    shape = sizes_of(shape_value, dimensions_max)
     dtype = _numpy_dtype(dtype_value)
     data = bytes_of(data_value)
     if data is None:

@@ -19,6 +19,7 @@ class TorchZipReader:
 
     name: ClassVar[str] = "torch_zip"
     suffixes: ClassVar[tuple[str, ...]] = (".pt", ".pth", ".bin", ".ckpt", ".tar")
+    keeps_module_order: ClassVar[bool] = True
 
     @classmethod
     def sniff(cls, head: bytes, path: str) -> bool:
@@ -31,4 +32,4 @@ class TorchZipReader:
     def open(self, file: BoundedFile, limits: ReadLimits) -> TorchCheckpoint:
         """Read the directory and the pickle, and check every tensor against its storage."""
         archive = open_archive(file, limits)
-        return torch_checkpoint(archive.result, archive.storages, limits)
+        return torch_checkpoint(archive.result, archive.storages(limits), limits)
