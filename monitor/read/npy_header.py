@@ -24,6 +24,7 @@ _PREFIX_BYTES = 10
 _LENGTH_BYTES = {1: 2, 2: 4, 3: 4}
 _KEYS = {"descr", "fortran_order", "shape"}
 _SHOWN = 40
+_FIELDS_MAX = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +33,8 @@ class NpyHeader:
 
     `dtype` is the delivered dtype's name. `layout` counts from `data_offset`; it is None when `problem` says why the
     values of this array are not read (Python objects, records, dates, text). `n_bytes` is the whole length, with
-    header, that the array must have; None where the values have no fixed size.
+    header, that the array must have; None where the values have no fixed size. `record` is the dtype of records with
+    named fields, None for others and for records that hold objects.
     """
 
     dtype: str
@@ -41,6 +43,8 @@ class NpyHeader:
     layout: Layout | None
     n_bytes: int | None
     problem: str | None
+    record: np.dtype[np.generic] | None = None
+    is_fortran: bool = False
 
 
 def read_npy_header(source: ByteSource, limits: ReadLimits) -> NpyHeader:
@@ -99,7 +103,8 @@ def _parsed(raw: bytes, encoding: str) -> tuple[object, bool, tuple[int, ...]]:
 
 
 def _header(descr: object, fortran_order: bool, shape: tuple[int, ...], data_offset: int) -> NpyHeader:
-    dtype = _dtype(descr)
+    record = _record(descr)
+    dtype = record if record is not None else _dtype(descr)
     name = printable(descr, _SHOWN) if isinstance(descr, str) else "record"
     if dtype is None or dtype.newbyteorder("=").name not in DTYPES:
         fixed = dtype is not None and not dtype.hasobject
@@ -111,6 +116,8 @@ def _header(descr: object, fortran_order: bool, shape: tuple[int, ...], data_off
             layout=None,
             n_bytes=data_offset + prod(shape) * dtype.itemsize if dtype is not None and fixed else None,
             problem=_problem(dtype, name),
+            record=record,
+            is_fortran=fortran_order,
         )
     strides = contiguous_strides(shape)
     if fortran_order:
@@ -127,6 +134,17 @@ def _header(descr: object, fortran_order: bool, shape: tuple[int, ...], data_off
     )
 
 
+def _record(descr: object) -> np.dtype[np.generic] | None:
+    """Return the dtype of records of named fields; None for anything else, and for records that hold objects."""
+    if not isinstance(descr, list) or len(descr) > _FIELDS_MAX:
+        return None
+    try:
+        dtype: np.dtype[np.generic] = np.lib.format.descr_to_dtype(descr)
+    except (TypeError, ValueError, KeyError, IndexError, SyntaxError, RecursionError):
+        raise CorruptError("an array has records whose fields are none") from None
+    return None if dtype.hasobject or dtype.itemsize == 0 else dtype
+
+
 def _dtype(descr: object) -> np.dtype[np.generic] | None:
     """Return the dtype of a plain type code, None for records and for what NumPy does not know."""
     if not isinstance(descr, str):
@@ -140,6 +158,8 @@ def _dtype(descr: object) -> np.dtype[np.generic] | None:
 def _problem(dtype: np.dtype[np.generic] | None, name: str) -> str:
     if dtype is not None and dtype.hasobject:
         return "an array of Python objects is a pickle; it is not read"
+    if dtype is not None and dtype.names is not None:
+        return "records are no plain numbers; they are not read"
     if dtype is not None and dtype.kind == "V":
         return f"values of dtype {name} have lost their type (NumPy writes bfloat16 so); they are not read"
     return f"values of dtype {name} are no plain numbers; they are not read"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 _ROOT = Path(__file__).parents[2]
 _READ = """
-import resource, sys
+import sys
 from monitor.read.registry import open_path
 n = 0
 with open_path(sys.argv[1]) as opened:
@@ -17,7 +17,8 @@ with open_path(sys.argv[1]) as opened:
             n += chunk.values.size
 foreign = {"torch", "tensorflow", "keras", "sklearn", "joblib", "skops", "onnx", "gguf", "flax", "jax", "xgboost"}
 assert not foreign & set(sys.modules), foreign & set(sys.modules)
-print(n, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+status = open("/proc/self/status").read()  # ru_maxrss would tell of the process that started this one
+print(n, int(status.partition("VmHWM:")[2].split()[0]) * 1024)
 """
 
 

@@ -83,7 +83,8 @@ class NpzReader:
         if not head.startswith(b"PK\x03\x04"):
             return False
         first_name = head[30 : 30 + int.from_bytes(head[26:28], "little")]
-        return first_name.endswith(b".npy") or path.lower().endswith(cls.suffixes)
+        is_skops = first_name[:-4].isdigit() and len(first_name) > 12  # its arrays are named by number
+        return (first_name.endswith(b".npy") and not is_skops) or path.lower().endswith(cls.suffixes)
 
     def open(self, file: BoundedFile, limits: ReadLimits) -> NpzCheckpoint:
         """Read the directory and the header of every member."""
