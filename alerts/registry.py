@@ -24,10 +24,15 @@ RULES_GROUP = "ckptwatch.rules"
 NOTIFIERS_GROUP = "ckptwatch.notifiers"
 
 RULES: Mapping[str, str] = {
+    "drift_spike": "alerts.rules.drift_spike:DriftSpike",
     "gradient_explosion": "alerts.rules.gradient_explosion:GradientExplosion",
+    "layout_change": "alerts.rules.layout_change:LayoutChange",
     "nonfinite": "alerts.rules.nonfinite:Nonfinite",
     "stalled_run": "alerts.rules.stalled_run:StalledRun",
+    "unchanged_tensor": "alerts.rules.unchanged_tensor:UnchangedTensor",
     "unreadable_checkpoint": "alerts.rules.unreadable_checkpoint:UnreadableCheckpoint",
+    "update_ratio": "alerts.rules.update_ratio:UpdateRatio",
+    "weight_explosion": "alerts.rules.weight_explosion:WeightExplosion",
 }
 
 NOTIFIERS: Mapping[str, str] = {
@@ -109,7 +114,7 @@ def rule_options(name: str, mapping: Mapping[str, object], *, path: str | None =
 class _SettingKeys(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    enabled: bool = True
+    enabled: bool | None = None
     severity: Literal["info", "warning", "critical"] | None = None
     for_snapshots: int | None = Field(default=None, ge=0, le=COUNT_MAX)
     resolve_after_snapshots: int | None = Field(default=None, ge=0, le=COUNT_MAX)
@@ -118,7 +123,8 @@ class _SettingKeys(BaseModel):
 def rule_setting(name: str, mapping: Mapping[str, object], *, path: str | None = None) -> RuleSetting:
     """Return a rule with its options and the keys every rule has; raise OptionsError with all errors at once.
 
-    Every rule has `enabled`, `severity` (info, warning, critical), `for_snapshots` and `resolve_after_snapshots`.
+    Every rule has `enabled`, `severity` (info, warning, critical), `for_snapshots` and `resolve_after_snapshots`. A
+    rule whose class says `on_by_default = False` is off unless it is enabled here.
     """
     path = path or f"rules.{name}"
     common = {key: value for key, value in mapping.items() if key in SETTING_KEYS}
@@ -136,10 +142,11 @@ def rule_setting(name: str, mapping: Mapping[str, object], *, path: str | None =
         errors += error.errors
     if errors:
         raise OptionsError(tuple(errors))
+    chosen = rule(name)
     return RuleSetting(
-        rule=rule(name),
+        rule=chosen,
         options=options,
-        enabled=keys.enabled,
+        enabled=getattr(chosen, "on_by_default", True) if keys.enabled is None else keys.enabled,
         severity=None if keys.severity is None else Severity[keys.severity.upper()],
         for_snapshots=keys.for_snapshots,
         resolve_after_snapshots=keys.resolve_after_snapshots,

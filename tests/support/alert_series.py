@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from storage.records import (
     GradientEstimate,
+    Histogram,
+    PastSnapshot,
     Problem,
     ProblemKind,
     Snapshot,
     SnapshotStatus,
     StoredSnapshot,
+    TensorDrift,
     TensorKind,
     TensorSummary,
     Window,
@@ -32,27 +37,57 @@ def bad_tensor(
     kind: TensorKind = TensorKind.PARAMETER,
     n_elements: int = 12,
     n_zero: int = 0,
+    **facts: Any,
 ) -> TensorSummary:
-    """Return a tensor that holds the given numbers of non-finite elements."""
+    """Return a tensor that holds the given numbers of non-finite elements; `facts` are fields of a TensorSummary.
+
+    `histogram` may be a mapping of a magnitude to the number of elements that have it.
+    """
+    if "shape" in facts:
+        facts["shape"] = tuple(facts["shape"])
+        n_elements = math.prod(facts["shape"])
+    if isinstance(facts.get("histogram"), Mapping):
+        facts["histogram"] = _histogram(facts["histogram"])
+    facts = {"shape": (n_elements,), "sketch": None, **facts}
     return make_tensor(
         name,
         position,
         kind=kind,
         n_elements=n_elements,
-        shape=(n_elements,),
         n_nan=n_nan,
         n_posinf=n_posinf,
         n_neginf=n_neginf,
         n_zero=n_zero,
-        sketch=None,
+        **facts,
     )
+
+
+def _histogram(counts: Mapping[float, int]) -> Histogram:
+    """Return the histogram of positive numbers and zeros."""
+    bins = {
+        0 if value == 0 else (struct.unpack("<q", struct.pack("<d", value))[0] >> 49) + 1: n
+        for value, n in counts.items()
+    }
+    places = sorted(bins)
+    return Histogram(
+        bin_indices=tuple(places), counts=tuple(bins[p] for p in places), n_sampled=sum(bins.values()), exact=True
+    )
+
+
+def _drift(name: str, entry: Mapping[str, Any] | float, reference_step: int | None) -> TensorDrift:
+    facts: dict[str, Any] = {"difference_l2": float(entry)} if not isinstance(entry, Mapping) else dict(entry)
+    moved = facts.get("difference_l2")
+    plain = {"method": "exact", "relative_l2": moved, "cosine_distance": None}
+    return TensorDrift(name=name, reference_step=reference_step, **{**plain, **facts})
 
 
 def snapshot_of(entry: Mapping[str, Any], index: int, *, run: str = "gpt") -> Snapshot:
     """Return the snapshot that one entry of a series describes.
 
     Keys: step, path, at (seconds after START), gradient, source, window_steps, beta2, update_ratio, failed (a kind of
-    problem), tensors (a list of keyword arguments of `bad_tensor`), attempt.
+    problem), tensors (a list of keyword arguments of `bad_tensor`, which also takes any fact of a TensorSummary),
+    attempt, drifts (tensor name -> how far it moved, or facts of a TensorDrift), scalars, reference_step,
+    weight_norm, n_parameters, size_bytes.
     """
     step = entry.get("step", index + 1)
     at = START + float(entry.get("at", index * PACE_SECONDS))
@@ -80,6 +115,8 @@ def snapshot_of(entry: Mapping[str, Any], index: int, *, run: str = "gpt") -> Sn
             gradient=None,
             **common,
         )
+    if "size_bytes" in entry:
+        common["size_bytes"] = entry["size_bytes"]
     given = [{**t, "kind": TensorKind(t.get("kind", "parameter"))} for t in entry.get("tensors", ())]
     tensors = [bad_tensor(position=position, **{"name": f"t{position}", **t}) for position, t in enumerate(given)]
     tensors = tensors or [make_tensor("a.weight", 0), make_tensor("b.bias", 1)]
@@ -93,10 +130,16 @@ def snapshot_of(entry: Mapping[str, Any], index: int, *, run: str = "gpt") -> Sn
             window_steps=entry.get("window_steps", 10),
             beta2=entry.get("beta2", 0.999),
         )
+    reference_step = entry.get("reference_step", step - 1 if isinstance(step, int) else None)
+    drifts = [_drift(name, moved, reference_step) for name, moved in entry.get("drifts", {}).items()]
     return make_snapshot(
         step,
         tensors=tuple(tensors),
-        drifts=(),
+        drifts=tuple(drifts),
+        scalars={str(k): float(v) for k, v in entry.get("scalars", {}).items()},
+        reference_step=reference_step,
+        weight_norm=entry.get("weight_norm", 3.0),
+        n_parameters=entry.get("n_parameters", 13),
         n_tensors=len(tensors),
         n_nonfinite=sum(t.n_nonfinite for t in bad),
         first_bad_tensor=bad[0].name if bad else None,
@@ -121,6 +164,18 @@ def stored_series(series: Sequence[Mapping[str, Any]], *, run: str = "gpt") -> l
     return [(snapshot, stored_as(snapshot, index + 1)) for index, snapshot in enumerate(snapshots)]
 
 
+def _past(pairs: Sequence[tuple[Snapshot, StoredSnapshot]]) -> tuple[PastSnapshot, ...]:
+    return tuple(
+        PastSnapshot(snapshot=stored, tensors=snapshot.tensors, drifts=snapshot.drifts, scalars=snapshot.scalars)
+        for snapshot, stored in pairs
+        if stored.status is SnapshotStatus.COMPLETE
+    )
+
+
+def _last(past: tuple[PastSnapshot, ...]) -> PastSnapshot | None:
+    return past[-1] if past else None
+
+
 def window_of(
     series: Sequence[Mapping[str, Any]],
     *,
@@ -131,12 +186,18 @@ def window_of(
 ) -> Window:
     """Return the window that ends with the last snapshot of a series; `now` is counted from START."""
     pairs = stored_series(series)[-n_snapshots_max:]
+    current = [p for p in pairs if p[0].attempt == pairs[-1][0].attempt]
     newest_at = pairs[-1][1].measured_at if pairs else START
     return Window(
         run="gpt",
-        snapshots=tuple(stored for _, stored in pairs),
+        snapshots=tuple(stored for _, stored in current),
         tensors=pairs[-1][0].tensors if pairs and reason == "snapshot" else (),
-        drifts=(),
+        drifts=pairs[-1][0].drifts if pairs and reason == "snapshot" else (),
+        scalars=pairs[-1][0].scalars if pairs and reason == "snapshot" else {},
+        past=_past([p for p in pairs[:-1] if p[0].attempt == pairs[-1][0].attempt])[-8:] if pairs else (),
+        previous_attempt=_last(_past([p for p in pairs[:-1] if p[0].attempt < pairs[-1][0].attempt]))
+        if pairs
+        else None,
         now=newest_at if now is None else START + now,
         reason=reason,
         active=active,

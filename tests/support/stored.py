@@ -60,11 +60,12 @@ def make_snapshot(
     path: str | None = None,
     signature: str | None = None,
     written_at: float | None = None,
+    size_bytes: int = 1000,
     **changes: Any,
 ) -> Snapshot:
     """Return a complete snapshot of two tensors; path, signature and time follow from the step."""
     path = path or f"{root}/{run}/checkpoint-{step}.pt"
-    file = FileStat(path=path, device=1, inode=2, size_bytes=1000, mtime_ns=5)
+    file = FileStat(path=path, device=1, inode=2, size_bytes=size_bytes, mtime_ns=5)
     checkpoint = Checkpoint(
         run=run,
         root=root,

@@ -1,0 +1,104 @@
+"""The rule `unchanged_tensor`: a parameter stands still, bit for bit, while the others are trained.
+
+Frozen layers are everyday life in fine-tuning. What counts is a parameter that moved in this run and stopped; one that
+never moved is only mentioned, and only where it stands alone among trained ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from alerts.evidence import drifts_of, hit, is_unmoved, listed, parameters, why_silent
+from alerts.rule import Needs, Outcome, number, quiet
+from storage.records import Finding, Severity, TensorSummary, Window
+
+LOW_PRECISION = ("bfloat16", "float16", "float8")
+TRAINED_NAMES = ("weight", "kernel")
+
+
+class UnchangedTensor:
+    """A parameter stopped moving."""
+
+    name: ClassVar[str] = "unchanged_tensor"
+    severity: ClassVar[Severity] = Severity.WARNING
+    needs: ClassVar[tuple[Needs, ...]] = (Needs.TWO_CHECKPOINTS,)
+    on_tick: ClassVar[bool] = False
+
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class Options:
+        """`checkpoints`: for how many in a row a parameter must be bit-identical to the one before.
+
+        `relative_min`: how far the others must move in the median, |W - W0| / |W0|. `lone_share_max`: the largest
+        share of parameters that never moved in which they count as left out by mistake and not as frozen on purpose.
+        `ignore`: glob patterns of names that may stand still.
+        """
+
+        checkpoints: Annotated[int, Field(ge=2, le=8)] = 3
+        relative_min: Annotated[float, Field(ge=0)] = 1e-5
+        lone_share_max: Annotated[float, Field(ge=0, le=1)] = 0.34
+        ignore: tuple[str, ...] = ()
+
+    def check(self, window: Window, options: Options) -> Outcome:
+        """Look for parameters without any change over the last checkpoints; silent without so many comparisons."""
+        if (reason := why_silent(window)) is not None:
+            return quiet(reason)
+        now = drifts_of(window.drifts)
+        held = [t for t in parameters(window.tensors, ignore=options.ignore) if t.name in now]
+        past = [drifts_of(p.drifts) for p in window.past]
+        if not held or len([p for p in past if p]) < options.checkpoints - 1:
+            return quiet(f"fewer than {options.checkpoints} checkpoints in a row to compare with the one before")
+        moved = [now[t.name].relative_l2 or 0.0 for t in held if not is_unmoved(now[t.name])]
+        if not moved:
+            return quiet("no parameter moved at all")
+        if median(moved) < options.relative_min:
+            return quiet("the learning rate is too low to tell a parameter that stands still from one that rests")
+        still = {
+            t.name: series
+            for t in held
+            if not t.dtype.startswith(LOW_PRECISION)
+            and len(series := [p[t.name] for p in past if t.name in p] + [now[t.name]]) >= options.checkpoints
+            and all(is_unmoved(d) for d in series[-options.checkpoints :])
+        }
+        stopped = [t for t in held if t.name in still and any(not is_unmoved(d) for d in still[t.name])]
+        alone = _left_alone(held, now_still={t.name for t in held if is_unmoved(now[t.name])}, options=options)
+        never = [t for t in alone if t.name in still and t not in stopped]
+        return Outcome(findings=(_finding(window, stopped, never, len(held)),)) if stopped or never else Outcome()
+
+
+def _left_alone(
+    held: Sequence[TensorSummary], now_still: set[str], options: UnchangedTensor.Options
+) -> list[TensorSummary]:
+    """Return the parameters at rest that no one freezes on purpose: few, behind a trained one, no constant, no mask."""
+    if len(now_still) > options.lone_share_max * len(held):
+        return []
+    first_moving = min(t.position for t in held if t.name not in now_still)
+    return [t for t in held if t.name in now_still and t.position > first_moving and _is_trained_by_name(t)]
+
+
+def _is_trained_by_name(tensor: TensorSummary) -> bool:
+    last = tensor.name.rpartition(".")[2]
+    is_bias = last == "bias" and sum(axis > 1 for axis in tensor.shape) <= 1
+    return (is_bias or last in TRAINED_NAMES) and bool(tensor.std)
+
+
+def _finding(window: Window, stopped: list[TensorSummary], never: list[TensorSummary], n_held: int) -> Finding:
+    named = stopped or never
+    count = f"{number(len(named))} of {number(n_held)} parameters"
+    what = "stopped moving" if stopped else "never moved while those around them are trained"
+    details = [(t.name, "moved before") for t in stopped] + [(t.name, "never moved in sight") for t in never]
+    return hit(
+        UnchangedTensor,
+        window,
+        f"{named[0].name} stands still: {count} {what}",
+        severity=UnchangedTensor.severity if stopped else Severity.INFO,
+        subject=named[0].name,
+        value=float(len(named)),
+        threshold=0.0,
+        unit="tensors",
+        details=listed(details),
+    )
