@@ -1,8 +1,8 @@
 """From the outbox to the receivers: at least once, in order for each alert, and patiently when a receiver is down.
 
 One thread a notifier, so that a slow receiver delays no other. The state of every message is in the database: sent
-first and marked after, so that a crash between the two sends a message again and never loses one. It judges nothing and
-knows no protocol.
+first and marked after, so that a crash between the two sends a message again and never loses one. Messages about one
+run that are due together go out as one. It judges nothing and knows no protocol.
 """
 
 from __future__ import annotations
@@ -15,15 +15,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from alerts.digest import compose_group
+from alerts.grouping import STORM_RUNS_MIN, Group, grouped, lead
 from alerts.message import compose
-from alerts.notifier import DeliveryError, Notifier, printable
-from storage import queries, writer
-from storage.records import Notification
+from alerts.notifier import DeliveryError, Message, Notifier, Resending, joins, printable, shows_pictures
+from storage import queries, telling, writer
+from storage.records import Alert, Notification
 
 if TYPE_CHECKING:
     from storage.database import Database
 
-BATCH_MESSAGES_MAX = 20
+BATCH_MESSAGES_MAX = 100
+RESEND_RESOLVED_SECONDS = 300.0  # after which Alertmanager has forgotten an alert by itself
 ERROR_CHARACTERS_MAX = 500
 
 logger = logging.getLogger(__name__)
@@ -37,7 +40,8 @@ class DeliveryPolicy:
     between 0.5 and 1.5, at most `backoff_seconds_max`; a receiver that asks for a longer one gets it. A message is dead
     after `give_up_seconds`, but not before it was tried `give_up_tries_min` times, so that one which waited while the
     daemon was off gets its chance. After `failures_in_row_max` failed messages in a row the receiver is taken to be
-    down, and the others wait as well. `idle_seconds_max` is how long a thread sleeps without being woken.
+    down, and the others wait as well. `idle_seconds_max` is how long a thread sleeps without being woken. When messages
+    about `storm_runs_min` or more runs are due at once, all of them become one digest.
     """
 
     backoff_seconds_min: float = 1.0
@@ -46,6 +50,19 @@ class DeliveryPolicy:
     give_up_tries_min: int = 10
     failures_in_row_max: int = 3
     idle_seconds_max: float = 30.0
+    storm_runs_min: int = STORM_RUNS_MIN
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageExtras:
+    """What a message shows beside what the outbox holds.
+
+    `link_of` gives the address of a run's page, None where none is configured. `picture_of` draws what an alert is
+    about as a PNG, None where there is nothing to draw; it is asked only for notifiers that show pictures.
+    """
+
+    link_of: Callable[[str], str | None] = lambda _: None
+    picture_of: Callable[[Alert], bytes | None] = lambda _: None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +81,7 @@ class Delivery:
     """Sends what is due. `start` it once, `wake` it when something was put into the outbox, `stop` it at the end.
 
     `clock` gives Unix time; `jitter` a number from 0 to 1; `on_result` is told about every try, in the sending thread.
+    `extras` add to messages what the outbox does not hold.
     """
 
     def __init__(
@@ -75,12 +93,14 @@ class Delivery:
         jitter: Callable[[], float] = random.random,
         policy: DeliveryPolicy | None = None,
         on_result: Callable[[DeliveryResult], None] | None = None,
+        extras: MessageExtras | None = None,
     ) -> None:
         self._database = database
         self._clock = clock
         self._jitter = jitter
         self._policy = policy or DeliveryPolicy()
         self._on_result = on_result
+        self._extras = extras or MessageExtras()
         self._stopping = threading.Event()
         self._lanes = {name: _Lane(name, notifier) for name, notifier in sorted(notifiers.items())}
 
@@ -126,17 +146,47 @@ class Delivery:
             if not due:
                 break
             held: set[str] = set()  # alerts whose earlier message failed just now: nothing of theirs may overtake it
-            for notification in due:
+            for group in self._groups(lane, due):
                 if self._stopping.is_set():
                     break
-                if notification.alert.fingerprint in held:
-                    continue
-                if not self._try(lane, notification):
-                    held.add(notification.alert.fingerprint)
+                left = tuple(n for n in group if n.alert.fingerprint not in held)
+                if left and not self._try(lane, left):
+                    held.update(n.alert.fingerprint for n in left)
                 if lane.n_failures_in_row >= self._policy.failures_in_row_max:
                     return self._clock() + self._pause(lane.n_failures_in_row - self._policy.failures_in_row_max + 1)
         with self._database.read() as session:
             return queries.next_due_at(session, name)
+
+    def resend_due(self, name: str) -> float | None:
+        """Tell a receiver that forgets what fires and what was just over; return when to do so again, None for never.
+
+        Nothing happens before that time has come. A failure is logged and tried again a little later; the outbox is
+        not touched, since the messages in it are a matter of their own.
+        """
+        lane = self._lanes[name]
+        notifier = lane.notifier
+        if not isinstance(notifier, Resending):
+            return None
+        now = self._clock()
+        if now < lane.resend_at:
+            return lane.resend_at
+        with self._database.read() as session:
+            alerts = telling.told_alerts(session, name, resolved_since=now - RESEND_RESOLVED_SECONDS)
+        links = {alert.run: link for alert in alerts if (link := self._extras.link_of(alert.run)) is not None}
+        error = _call(lambda: notifier.resend(alerts, links)) if alerts else None
+        if error is None:
+            lane.n_resends_failed = 0
+            lane.resend_at = now + notifier.resend_seconds
+        else:
+            lane.n_resends_failed += 1
+            lane.resend_at = now + min(self._pause(lane.n_resends_failed), notifier.resend_seconds)
+            logger.warning("%d alerts were not sent again to %s: %s", len(alerts), name, error)
+        return lane.resend_at
+
+    def _groups(self, lane: _Lane, due: list[Notification]) -> list[Group]:
+        if not joins(lane.notifier):
+            return [(notification,) for notification in due]
+        return grouped(due, storm_runs_min=self._policy.storm_runs_min)
 
     def _run(self, lane: _Lane) -> None:
         n_errors = 0
@@ -148,6 +198,8 @@ class Delivery:
                 n_errors = 0
                 if lane.n_failures_in_row >= self._policy.failures_in_row_max:
                     not_before = next_at or 0.0
+                elif (resend_at := self.resend_due(lane.name)) is not None:
+                    next_at = resend_at if next_at is None else min(next_at, resend_at)
             except Exception:
                 n_errors += 1
                 logger.exception("delivery to %s failed; it is tried again", lane.name)
@@ -164,20 +216,39 @@ class Delivery:
         if left > 0 and not self._stopping.is_set():
             lane.woken.wait(left)
 
-    def _try(self, lane: _Lane, notification: Notification) -> bool:
-        """Send one message; return False when it has to be tried again."""
-        if notification.id not in lane.sent_unmarked:
-            error = _send(lane.notifier, notification)
-            if error is not None:
-                return self._failed(lane, notification, error)
-            lane.n_failures_in_row = 0
-            lane.sent_unmarked.add(notification.id)  # remembered until the database has taken it
+    def _try(self, lane: _Lane, group: Group) -> bool:
+        """Send one group as one message; return False when it has to be tried again."""
+        error = self._send(lane, group)
+        if error is not None and error.permanent and len(group) > 1:
+            # One alert that the receiver will never take must not take the others along.
+            return all([self._try(lane, (notification,)) for notification in group])
+        if error is not None:
+            return self._failed(lane, group, error)
+        lane.n_failures_in_row = 0
+        lane.sent_unmarked.update(n.id for n in group)  # remembered until the database has taken it
         now = self._clock()
         with self._database.write() as session:
-            writer.mark_sent(session, notification.id, now)
-        lane.sent_unmarked.discard(notification.id)
-        self._tell(lane, notification, error=None, dead=False, at=now)
+            for notification in group:
+                writer.mark_sent(session, notification.id, now)
+        lane.sent_unmarked.difference_update(n.id for n in group)
+        for notification in group:
+            self._tell(lane, notification, error=None, dead=False, at=now)
         return True
+
+    def _send(self, lane: _Lane, group: Group) -> DeliveryError | None:
+        first = lead(group)
+
+        def send() -> None:
+            lane.notifier.send(first, self._content(lane, group, first))
+
+        return _call(send)
+
+    def _content(self, lane: _Lane, group: Group, first: Notification) -> Message:
+        link = self._extras.link_of(first.alert.run)
+        picture = self._extras.picture_of(first.alert) if shows_pictures(lane.notifier) else None
+        if len(group) == 1:
+            return compose(first, link=link, picture=picture)
+        return compose_group(group, link=link, picture=picture)
 
     def _mark_left_over(self, lane: _Lane) -> None:
         if not lane.sent_unmarked:
@@ -187,27 +258,35 @@ class Delivery:
                 writer.mark_sent(session, notification_id, self._clock())
         lane.sent_unmarked.clear()
 
-    def _failed(self, lane: _Lane, notification: Notification, error: DeliveryError) -> bool:
-        """Record a failed try; return whether the message is given up, so that later ones need not wait for it."""
+    def _failed(self, lane: _Lane, group: Group, error: DeliveryError) -> bool:
+        """Record a failed try; return whether all of the group is given up, so that later ones need not wait for it."""
         now = self._clock()
         text = printable(str(error), ERROR_CHARACTERS_MAX)
-        old = now - notification.created_at >= self._policy.give_up_seconds
-        dead = error.permanent or (old and notification.n_attempts + 1 >= self._policy.give_up_tries_min)
-        pause = max(self._pause(notification.n_attempts + 1), error.retry_after_seconds or 0.0)
+        pause = max(self._pause(max(n.n_attempts for n in group) + 1), error.retry_after_seconds or 0.0)
+        dead = {n.id for n in group if error.permanent or self._is_given_up(n, now)}
         if not error.permanent:
             lane.n_failures_in_row += 1
-        log = logger.error if dead else logger.warning
-        log(
-            "message %s to %s was not delivered (%s): %s",
-            notification.deduplication_key,
-            lane.name,
-            "given up" if dead else f"tried again in {pause:.0f} s",
-            text,
-        )
+        for notification in group:
+            is_dead = notification.id in dead
+            log = logger.error if is_dead else logger.warning
+            log(
+                "message %s to %s was not delivered (%s): %s",
+                notification.deduplication_key,
+                lane.name,
+                "given up" if is_dead else f"tried again in {pause:.0f} s",
+                text,
+            )
         with self._database.write() as session:
-            writer.mark_failed(session, notification.id, error=text, due_at=now + pause, dead=dead)
-        self._tell(lane, notification, error=text, dead=dead, at=now)
-        return dead
+            for notification in group:
+                is_dead = notification.id in dead
+                writer.mark_failed(session, notification.id, error=text, due_at=now + pause, dead=is_dead)
+        for notification in group:
+            self._tell(lane, notification, error=text, dead=notification.id in dead, at=now)
+        return len(dead) == len(group)
+
+    def _is_given_up(self, notification: Notification, now: float) -> bool:
+        old = now - notification.created_at >= self._policy.give_up_seconds
+        return old and notification.n_attempts + 1 >= self._policy.give_up_tries_min
 
     def _pause(self, n_failures: int) -> float:
         policy = self._policy
@@ -238,11 +317,13 @@ class _Lane:
         self.thread: threading.Thread | None = None
         self.n_failures_in_row = 0
         self.sent_unmarked: set[int] = set()
+        self.resend_at = 0.0  # at once after a start
+        self.n_resends_failed = 0
 
 
-def _send(notifier: Notifier, notification: Notification) -> DeliveryError | None:
+def _call(send: Callable[[], None]) -> DeliveryError | None:
     try:
-        notifier.send(notification, compose(notification))
+        send()
     except DeliveryError as error:
         return error
     except Exception as error:  # noqa: BLE001 - a supervisor: a broken notifier must not stop its lane

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 
 from alerts.lifecycle import DETAILS_MAX, NOTIFIED, Change, Evaluation, Transition, advance
 from alerts.message import REASON_FIRING, REASON_REPEAT, REASON_RESOLVED
+from alerts.quiet import MaintenanceWindow, quiet_reason
 from alerts.rule import Outcome, RuleSetting
 from alerts.verdict import is_good, last_good
-from storage import queries, writer
+from storage import queries, telling, writer
 from storage.records import Alert, AlertState, Finding, Severity, Snapshot, SnapshotStatus, StoredSnapshot, Window
 
 if TYPE_CHECKING:
@@ -36,11 +37,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """One notifier by name, and from which severity on it is told."""
+    """One notifier by name, and from which severity on it is told.
+
+    `wait_seconds` is how long a new alert waits for others of its run, so that they go out as one message.
+    """
 
     notifier: str
     severity_min: Severity = Severity.WARNING
     send_resolved: bool = True
+    wait_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,12 +61,13 @@ class EngineSettings:
     """Everything the engine is told, as plain data.
 
     Of `overrides` that match a run, the last one wins. `repeat_interval_seconds` None means that a firing alert is
-    never repeated.
+    never repeated. In `windows` nobody is told; a silence in the database does the same.
     """
 
     rules: tuple[RuleSetting, ...]
     overrides: tuple[RunOverride, ...] = ()
     routes: tuple[Route, ...] = ()
+    windows: tuple[MaintenanceWindow, ...] = ()
     repeat_interval_seconds: float | None = REPEAT_INTERVAL_SECONDS
     window_snapshots_max: int = WINDOW_SNAPSHOTS_MAX
 
@@ -80,7 +86,7 @@ class RecordOutcome:
 
     `stored` is False when the snapshot was known already; then nothing else happened. `late` says that a newer
     snapshot was stored before it: its findings are kept with it, but alerts are about the newest. `silent` maps a rule
-    to the reason why it could not judge.
+    to the reason why it could not judge; `quiet` maps the fingerprint of an alert to the reason why nobody was told.
     """
 
     stored: bool
@@ -91,6 +97,7 @@ class RecordOutcome:
     n_enqueued: int = 0
     failures: tuple[RuleFailure, ...] = ()
     silent: Mapping[str, str] = field(default_factory=dict)
+    quiet: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,12 +146,12 @@ class Engine:
             judged = self._judge(window, self._settings_for(run))
             writer.save_findings(session, snapshot_id, (*judged.findings, *judged.notes))
             changes: list[Change] = []
-            n_enqueued = 0
+            n_enqueued, quiet = 0, dict[str, str]()
             if not late:
                 stored = queries.snapshot(session, snapshot_id)
                 good = stored if stored is not None and is_good(stored) else prior
                 changes = self._advance(session, judged, window)
-                n_enqueued = self._apply(session, changes, good, now)
+                n_enqueued, quiet = self._apply(session, changes, good, now)
         return RecordOutcome(
             stored=True,
             snapshot_id=snapshot_id,
@@ -154,20 +161,26 @@ class Engine:
             n_enqueued=n_enqueued,
             failures=judged.failures,
             silent=judged.silent,
+            quiet=quiet,
         )
 
     def tick(self, database: Database, run: str, now: float) -> RecordOutcome:
-        """Ask the rules about time, and repeat what still fires; write only when that changes something."""
+        """Ask the rules about time, and repeat what still fires; write only when that changes something.
+
+        An alert that fired while nobody was to be told, and still fires when that is over, is told then.
+        """
         with database.read() as session:
-            judged, changes, repeats = self._look(session, run, now)
-        n_enqueued = 0
-        if changes or repeats:
+            judged, changes, repeats, untold = self._look(session, run, now)
+        n_enqueued, quiet = 0, dict[str, str]()
+        if changes or repeats or untold:
             good = self._last_good(database, run)
             with database.write() as session:
                 # Judged again: between the two sessions a new snapshot may have changed everything.
-                judged, changes, repeats = self._look(session, run, now)
-                n_enqueued = self._apply(session, changes, good, now)
+                judged, changes, repeats, untold = self._look(session, run, now)
+                n_enqueued, quiet = self._apply(session, changes, good, now)
                 n_enqueued += sum(self._repeat(session, alert, n, good, now) for alert, n in repeats)
+                for alert in untold:
+                    n_enqueued += self._enqueue(session, alert, REASON_FIRING, alert.severity.label, good, now)
         return RecordOutcome(
             stored=False,
             findings=judged.findings,
@@ -175,13 +188,16 @@ class Engine:
             n_enqueued=n_enqueued,
             failures=judged.failures,
             silent=judged.silent,
+            quiet=quiet,
         )
 
-    def _look(self, session: Session, run: str, now: float) -> tuple[_Judged, list[Change], list[tuple[Alert, int]]]:
+    def _look(
+        self, session: Session, run: str, now: float
+    ) -> tuple[_Judged, list[Change], list[tuple[Alert, int]], list[Alert]]:
         settings = [s for s in self._settings_for(run) if s.rule.on_tick or not s.enabled]
         summary = queries.run(session, run)
         if summary is None:
-            return self._judge(Window(run=run, snapshots=(), tensors=(), drifts=(), now=now), ()), [], []
+            return self._judge(Window(run=run, snapshots=(), tensors=(), drifts=(), now=now), ()), [], [], []
         snapshots = queries.history(session, run, attempt=summary.attempt, limit=self._settings.window_snapshots_max)
         window = Window(
             run=run,
@@ -199,7 +215,8 @@ class Engine:
             if change.transition is not Transition.SEEN or change.alert.state is AlertState.PENDING
         ]
         ending = {c.alert.fingerprint for c in changes if c.alert.state is AlertState.RESOLVED}
-        return judged, changes, self._due_repeats(session, run, now, ending) if summary.active else []
+        repeats = self._due_repeats(session, run, now, ending) if summary.active else []
+        return judged, changes, repeats, self._untold(session, run, now, ending)
 
     def _settings_for(self, run: str) -> tuple[RuleSetting, ...]:
         by_name = {setting.name: setting for setting in self._settings.rules}
@@ -263,19 +280,49 @@ class Engine:
             last_episode=last_episode,
         )
 
-    def _apply(self, session: Session, changes: Sequence[Change], good: StoredSnapshot | None, now: float) -> int:
+    def _apply(
+        self, session: Session, changes: Sequence[Change], good: StoredSnapshot | None, now: float
+    ) -> tuple[int, dict[str, str]]:
         n_enqueued = 0
+        quiet: dict[str, str] = {}
         for change in changes:
             writer.save_alert(session, change.alert)
             if change.transition not in NOTIFIED:
                 continue
+            reason = self._quiet_reason(session, change.alert, now)
+            if reason is not None:
+                logger.info("nobody is told of %s in %s: %s", change.alert.rule, change.alert.run, reason)
+                quiet[change.alert.fingerprint] = reason
+                continue
             resolved = change.transition is Transition.RESOLVED
             if resolved and not queries.was_enqueued(session, change.alert.fingerprint, change.alert.episode):
                 continue  # nobody was told that it fired
-            reason = REASON_RESOLVED if resolved else REASON_FIRING
-            mark = "" if resolved else change.alert.severity.label
-            n_enqueued += self._enqueue(session, change.alert, reason, mark, good, now)
-        return n_enqueued
+            n_enqueued += self._enqueue(
+                session,
+                change.alert,
+                REASON_RESOLVED if resolved else REASON_FIRING,
+                "" if resolved else change.alert.severity.label,
+                good,
+                now,
+            )
+        return n_enqueued, quiet
+
+    def _quiet_reason(self, session: Session, alert: Alert, now: float) -> str | None:
+        silences = telling.silences(session, now=now)
+        return quiet_reason(alert, silences=silences, windows=self._settings.windows, at=now)
+
+    def _untold(self, session: Session, run: str, now: float, ending: set[str]) -> list[Alert]:
+        """Return the firing alerts that some route wants and that nobody was told of, unless that is still meant."""
+        lowest = min((route.severity_min for route in self._settings.routes), default=None)
+        if lowest is None:
+            return []
+        return [
+            alert
+            for alert in telling.untold_alerts(session, run)
+            if alert.severity >= lowest
+            and alert.fingerprint not in ending
+            and self._quiet_reason(session, alert, now) is None
+        ]
 
     def _enqueue(
         self, session: Session, alert: Alert, reason: str, mark: str, good: StoredSnapshot | None, now: float
@@ -293,7 +340,7 @@ class Engine:
                 last_good_step=None if good is None else good.step,
                 last_good_path=None if good is None else good.path,
                 now=now,
-                due_at=now,
+                due_at=now + (route.wait_seconds if reason == REASON_FIRING else 0.0),
             )
         return n_enqueued
 
@@ -307,7 +354,9 @@ class Engine:
             if alert.state is not AlertState.FIRING or alert.fired_at is None or alert.fingerprint in ending:
                 continue
             n = math.floor((now - alert.fired_at) / interval)
-            if n >= 1 and self._repeated.get((alert.fingerprint, alert.episode), 0) < n:
+            if n < 1 or self._repeated.get((alert.fingerprint, alert.episode), 0) >= n:
+                continue
+            if self._quiet_reason(session, alert, now) is None:
                 due.append((alert, n))
         return due
 

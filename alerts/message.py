@@ -70,12 +70,7 @@ def _facts(notification: Notification) -> list[tuple[str, str]]:
             facts.append(("Checkpoint", printable_path(alert.subject)))
         else:
             facts.append(("Tensor", printable(alert.subject, FACT_CHARACTERS_MAX)))
-    if notification.last_good_path is None:
-        facts.append(("Last good checkpoint", "none known"))
-    else:
-        step = notification.last_good_step
-        facts.append(("Last good checkpoint", "step unknown" if step is None else f"step {step}"))
-        facts.append(("Resume from", printable_path(notification.last_good_path)))
+    facts += resume_facts(notification)
     facts.append(("Since", time_text(alert.opened_at)))
     if alert.resolved_at is not None:
         facts.append(("Resolved", time_text(alert.resolved_at)))
@@ -87,6 +82,17 @@ def _facts(notification: Notification) -> list[tuple[str, str]]:
         for label, text in alert.details
     ]
     return facts
+
+
+def resume_facts(notification: Notification) -> list[tuple[str, str]]:
+    """Return the facts that say from where training can go on."""
+    if notification.last_good_path is None:
+        return [("Last good checkpoint", "none known")]
+    step = notification.last_good_step
+    return [
+        ("Last good checkpoint", "step unknown" if step is None else f"step {step}"),
+        ("Resume from", printable_path(notification.last_good_path)),
+    ]
 
 
 def example_notification(notifier: str, now: float) -> Notification:

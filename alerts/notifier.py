@@ -35,8 +35,9 @@ class Message:
 
     Every text is printable: control and direction-changing characters are written out. `title` is one line; `text` is
     one or two sentences; `facts` are label -> text in order of importance. `thread` is equal for all messages of one
-    episode of one alert. `link` is the address of the run's page, None where none is configured. `picture` is a PNG of
-    the statistic over steps, None where there is none; a receiver that cannot show it leaves it out.
+    episode of one alert; `related` are the threads of the other alerts that a message also speaks of. `link` is the
+    address of the run's page, None where none is configured. `picture` is a PNG of the statistic over steps, None where
+    there is none; a receiver that cannot show it leaves it out.
     """
 
     title: str
@@ -45,6 +46,7 @@ class Message:
     severity: str
     reason: str
     thread: str
+    related: tuple[str, ...] = ()
     link: str | None = None
     picture: bytes | None = None
 

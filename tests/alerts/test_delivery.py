@@ -34,6 +34,7 @@ class Recorder:
 
     kind: ClassVar[str] = "recorder"
     Config: ClassVar[type[Any]] = dict
+    joins: ClassVar[bool] = False
 
     def __init__(self, config: Any = None) -> None:
         self.sent: list[tuple[str, str]] = []

@@ -65,7 +65,7 @@ def test_every_text_is_one_printable_line(alert: Alert, path: str | None) -> Non
         assert text.isprintable()
         text.encode()
     assert len(message.title) <= TITLE_CHARACTERS_MAX
-    assert len(fields(message)) == 8  # link and picture are not made of names
+    assert len(fields(message)) == 9  # thread, related, link and picture are not made of names
 
 
 def test_hidden_characters_are_written_out_and_long_texts_cut() -> None:
