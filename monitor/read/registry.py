@@ -30,7 +30,7 @@ from monitor.read.reader import (
     ReadLimits,
     UnsupportedError,
 )
-from monitor.read.renamed import without_wrappers
+from monitor.read.renamed import with_named_states, without_wrappers
 
 READERS = {
     "hdf5": "monitor.read.formats.hdf5:Hdf5Reader",
@@ -39,6 +39,7 @@ READERS = {
     "npz": "monitor.read.formats.npz:NpzReader",
     "pickle": "monitor.read.formats.pickle:PickleReader",
     "safetensors": "monitor.read.formats.safetensors:SafetensorsReader",
+    "skops": "monitor.read.formats.skops:SkopsReader",
     "torch_legacy": "monitor.read.formats.torch_legacy:TorchLegacyReader",
     "torch_zip": "monitor.read.formats.torch_zip:TorchZipReader",
 }
@@ -149,6 +150,8 @@ def open_path(
     with open_bounded(path, on_read=on_read) as file:
         reader = detect(file.head(SNIFF_BYTES_MAX), path)
         checkpoint = _opened(lambda: reader.open(file, limits))
+        if getattr(reader, "keeps_module_order", False):
+            checkpoint = with_named_states(checkpoint)
         yield OpenedPath(reader.name, without_wrappers(checkpoint, limits), file)
 
 

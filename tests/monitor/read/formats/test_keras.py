@@ -1,0 +1,210 @@
+"""Files that Keras itself wrote, in all its ways, against the values that Keras itself had."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from monitor.measure.optimizer import gradient_estimate
+from monitor.measure.options import MeasureOptions
+from monitor.measure.snapshot import measure_path
+from monitor.read.reader import ReadError
+from storage.records import ProblemKind, TensorKind
+from tests.conformance.reader import Arrays, ReaderConformance
+from tests.support.audit import audited
+from tests.support.daemons import REPOSITORY, clean_environment
+from tests.support.reading import Whole, bits, read_whole
+
+pytestmark = pytest.mark.timeout(300)
+
+WRITTEN = [
+    *((name, suffix) for name in ("convolutional", "sequence") for suffix in (".weights.h5", ".keras", ".h5")),
+    *((name, suffix) for name in ("subclassed", "mixed") for suffix in (".weights.h5", ".keras")),
+]
+# Not where only a configuration would tell: which layers are frozen, in which order a subclass made its layers, and
+# which of its two further lists RMSprop kept.
+UNTOLD = {
+    ("convolutional", ".weights.h5"),
+    ("mixed", ".weights.h5"),
+    ("subclassed", ".weights.h5"),
+    ("subclassed", ".keras"),
+}
+NAMED_STATE = [pair for pair in WRITTEN if pair not in UNTOLD]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("keras")
+    subprocess.run(
+        [sys.executable, "-W", "ignore", str(REPOSITORY / "tests" / "support" / "keras_writer.py"), str(directory)],
+        env=clean_environment(CUDA_VISIBLE_DEVICES="", TF_CPP_MIN_LOG_LEVEL="3", KERAS_BACKEND="tensorflow"),
+        check=True,
+        timeout=240,
+        capture_output=True,
+    )
+    return directory
+
+
+Truth = dict[str, npt.NDArray[Any]]
+
+
+def truth(written: Path, name: str) -> Truth:
+    with np.load(written / f"{name}.truth.npz") as stored:
+        return dict(stored)
+
+
+def assert_equal(read: npt.NDArray[Any], true: npt.NDArray[Any]) -> None:
+    assert read.shape == true.shape
+    assert bits(read.astype(true.dtype)) == bits(true)
+
+
+@pytest.mark.parametrize(("name", "suffix"), WRITTEN)
+def test_variables_have_the_names_shapes_values_and_kinds_of_keras(written: Path, name: str, suffix: str) -> None:
+    whole = read_whole(written / f"{name}{suffix}")
+    true = truth(written, name)
+    expected = {key[2:]: array for key, array in true.items() if key[:2] in ("v:", "t:")}
+    assert {n for n, s in whole.specs.items() if s.kind is not TensorKind.OPTIMIZER} == set(expected)
+    for variable, array in expected.items():
+        assert_equal(whole.values[variable], array)
+    moving = {key for key in expected if "/moving_" in key}
+    assert {n for n, s in whole.specs.items() if s.kind is TensorKind.BUFFER} == moving
+    assert {n for n, s in whole.specs.items() if s.kind is TensorKind.PARAMETER} == set(expected) - moving
+
+
+@pytest.mark.parametrize(("name", "suffix"), NAMED_STATE)
+def test_the_optimizers_variables_bear_the_names_of_their_parameters(written: Path, name: str, suffix: str) -> None:
+    whole = read_whole(written / f"{name}{suffix}")
+    states = {key[2:]: array for key, array in truth(written, name).items() if key.startswith("s:")}
+    assert states
+    for key, array in states.items():
+        parameter, role = key.rsplit(":", 1)
+        assert_equal(whole.values[f"optimizer.state.{parameter}.{role}"], array)
+    named = {n for n in whole.specs if n.startswith("optimizer.state.")}
+    assert len(named) == len(states)
+
+
+def test_without_known_order_the_optimizers_variables_keep_numbers(written: Path) -> None:
+    for name, suffix in (("convolutional", ".weights.h5"), ("subclassed", ".keras"), ("subclassed", ".weights.h5")):
+        whole = read_whole(written / f"{name}{suffix}")
+        states = {key[2:]: array for key, array in truth(written, name).items() if key.startswith("s:")}
+        trained = [key for key in states if key.endswith(("exp_avg", "momentum_buffer"))]
+        for number, key in enumerate(trained):
+            assert_equal(whole.values[f"optimizer.state.{number}.{key.rsplit(':', 1)[1]}"], states[key])
+
+
+@pytest.mark.parametrize(("name", "suffix"), WRITTEN)
+def test_the_step_is_the_optimizers_count_of_iterations(written: Path, name: str, suffix: str) -> None:
+    assert read_whole(written / f"{name}{suffix}").step == int(truth(written, name)["iterations"])
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_the_gradient_norm_follows_from_the_state_and_the_configuration(written: Path, suffix: str) -> None:
+    measured = measure_path(str(written / f"convolutional{suffix}"), MeasureOptions())
+    estimate = gradient_estimate(measured.tensors, measured.scalars)
+    assert estimate is not None
+    states = [a for key, a in truth(written, "convolutional").items() if key.endswith(":exp_avg_sq")]
+    total = math.fsum(float(a.astype(np.float64).sum()) for a in states)
+    assert estimate.norm == pytest.approx(math.sqrt(total / (1 - 0.98**2)), rel=1e-6)
+    assert (estimate.source, estimate.beta2) == ("adam_ema", 0.98)
+
+
+def test_no_framework_is_imported(written: Path) -> None:
+    code = (
+        "import sys\nfrom monitor.read.registry import open_path\n"
+        f"for path in {[str(written / (n + s)) for n, s in WRITTEN]!r}:\n"
+        "    with open_path(path) as opened:\n        assert opened.checkpoint.tensors\n"
+        "assert not {'keras', 'tensorflow', 'torch', 'jax'} & set(sys.modules), 'a framework was imported'\n"
+    )
+    subprocess.run([sys.executable, "-c", code], env=clean_environment(), check=True, timeout=60)
+
+
+def test_an_archive_cut_anywhere_is_not_yet_whole(written: Path, tmp_path: Path) -> None:
+    data = (written / "mixed.keras").read_bytes()
+    cut = tmp_path / "cut.keras"
+    for n in sorted({*range(64), *range(0, len(data), max(1, len(data) // 60)), len(data) - 1}):
+        cut.write_bytes(data[:n])
+        assert problem(cut) is ProblemKind.INCOMPLETE, n
+
+
+def problem(path: Path) -> ProblemKind:
+    """Return the kind of problem that a file has."""
+    with pytest.raises(ReadError) as caught:
+        read_whole(path)
+    assert 0 < len(str(caught.value)) <= 500
+    assert str(caught.value).isprintable()
+    return caught.value.kind
+
+
+def rezipped(source: Path, target: Path, **members: bytes | None) -> Path:
+    """Copy an archive with some members replaced, added or (None) left out."""
+    names = {"config": "config.json", "weights": "model.weights.h5", "asset": "../../outside.txt"}
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        contents = {name: old.read(name) for name in old.namelist()}
+        for key, data in members.items():
+            contents.pop(names[key], None)
+            if data is not None:
+                contents[names[key]] = data
+        for name, data in contents.items():
+            new.writestr(name, data)
+    return target
+
+
+def test_a_configuration_is_never_run(written: Path, tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    evil = {"module": "os", "class_name": "system", "config": {"command": f"touch {canary}", "layers": [{"config": 1}]}}
+    evil["compile_config"] = {"optimizer": {"class_name": "__import__('os')", "config": {"beta_2": "x" * 100}}}
+    for config in (json.dumps(evil).encode(), b"[" * 100_000, b"\xff\xfe", b"null"):
+        path = rezipped(written / "mixed.keras", tmp_path / "evil.keras", config=config, asset=b"x")
+        read_whole(path)
+        with audited() as events:
+            whole = read_whole(path)
+        assert events == []
+        assert "low/kernel" in whole.values
+    assert not canary.exists()
+
+
+def test_an_archive_without_its_weights_is_refused(written: Path, tmp_path: Path) -> None:
+    path = rezipped(written / "mixed.keras", tmp_path / "x.keras", weights=None)
+    assert problem(path) is ProblemKind.CORRUPT
+
+
+def test_weights_cut_within_a_whole_archive_are_corrupt(written: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(written / "mixed.keras") as archive:
+        weights = archive.read("model.weights.h5")
+    for n in (0, 7, 100, len(weights) - 1):
+        path = rezipped(written / "mixed.keras", tmp_path / "x.keras", weights=weights[:n])
+        assert problem(path) is ProblemKind.CORRUPT, n
+
+
+class TestKerasArchive(ReaderConformance):
+    """The container alone, with weights that h5py wrote; what Keras wrote is compared above."""
+
+    format = "keras"
+
+    def write(self, path: Path, arrays: Arrays) -> None:
+        inner = path.with_name("inner.weights.h5")
+        with h5py.File(inner, "w") as file:
+            for name, array in arrays.items():
+                file[name] = array
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("metadata.json", "{}")
+            archive.writestr("config.json", "{}")
+            archive.write(inner, "model.weights.h5")
+        os.unlink(inner)
+
+
+def test_whole_is_what_the_reader_says(written: Path) -> None:
+    whole: Whole = read_whole(written / "mixed.keras")
+    assert whole.format == "keras"
+    assert whole.specs["low/kernel"].dtype == "bfloat16"
