@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -92,10 +93,18 @@ class BoundedUnit:
     are the relative names of all files, sorted, with slashes; `stats` are their states when the unit was opened.
     """
 
-    __slots__ = ("_base", "_claim", "_prefix", "_shelf", "claim", "directory", "names", "path", "stats")
+    __slots__ = ("_base", "_claim", "_opened_at", "_prefix", "_shelf", "claim", "directory", "names", "path", "stats")
 
-    def __init__(self, directory: str, claim: Claim, *, on_read: Callable[[int], None] | None = None) -> None:
+    def __init__(
+        self,
+        directory: str,
+        claim: Claim,
+        *,
+        on_read: Callable[[int], None] | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         """Take stock of the files; raise VanishedError when there is none, LimitError when there are too many."""
+        self._opened_at = clock()
         files = _stock(directory, claim)
         if not files:
             raise VanishedError(f"{printable(unit_path(directory, claim), _SHOWN)} is gone")
@@ -129,6 +138,10 @@ class BoundedUnit:
     def bytes_read(self) -> int:
         """Return how many bytes were read so far, of all files."""
         return self._shelf.bytes_read
+
+    def age_seconds(self, name: str) -> float:
+        """Return how long before the unit was opened one of its files was last written; negative by a clock ahead."""
+        return self._opened_at - self.stats[name].mtime_ns / 1e9
 
     def close(self) -> None:
         """Close every descriptor."""
@@ -178,6 +191,7 @@ class BoundedUnit:
         view._claim = self._claim
         view._prefix = self._prefix + prefix
         view._shelf = self._shelf
+        view._opened_at = self._opened_at
         view.directory = os.path.join(self.directory, directory)
         view.path = view.directory
         view.stats = {name.removeprefix(prefix): s for name, s in self.stats.items() if name.startswith(prefix)}

@@ -22,6 +22,9 @@ from storage.records import FileStat
 DIRECTORY_READERS = {
     # From the one whose names say most to the one whose names say least; see docs/formats.md.
     "torch_dcp": "monitor.read.formats.torch_dcp:TorchDcpReader",
+    "hf_trainer": "monitor.read.formats.hf_trainer:HfTrainerReader",
+    "accelerate": "monitor.read.formats.accelerate:AccelerateReader",
+    "peft": "monitor.read.formats.peft:PeftReader",
     "sharded": "monitor.read.formats.sharded:ShardedReader",
 }
 DIRECTORY_ENTRY_POINT_GROUP = "ckptwatch.directory_readers"

@@ -40,6 +40,12 @@ def is_index(name: str) -> bool:
     return _INDEX.fullmatch(name) is not None
 
 
+def weight_files(names: Collection[str]) -> frozenset[str]:
+    """Return the names of a model's weights among those of one directory, shards and indexes included; pure."""
+    shards = [group.files for group in shard_groups(names)]
+    return frozenset(names).intersection(SINGLE_FILES).union(*shards)
+
+
 def shard_groups(names: Collection[str]) -> list[Shards]:
     """Return the groups of shards among the names of one directory, sorted; pure.
 

@@ -1,4 +1,4 @@
-"""Names without the traces of wrappers: the same weights have the same names, however the model was wrapped.
+"""Names that say what a tensor is: without the traces of wrappers, and with parameters' names for optimizer state.
 
 Pure but for passing chunks on. It changes names, never values or order.
 """
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from monitor.read.naming import UniqueNames
+from monitor.read.optimizer_names import named_states
 from monitor.read.reader import Chunk, OpenCheckpoint, ReadLimits, TensorSpec
 from storage.records import TensorKind
 
@@ -58,9 +59,24 @@ def without_wrappers(checkpoint: OpenCheckpoint, limits: ReadLimits) -> OpenChec
         )
         for spec in checkpoint.tensors
     )
-    by_name = {new.name: old for new, old in zip(specs, checkpoint.tensors, strict=True)}
     prefixes = _around(checkpoint.tensors)
     scalars = {_state_name(name, prefixes): value for name, value in checkpoint.scalars.items()}
+    return _renamed(checkpoint, specs, scalars)
+
+
+def with_named_states(checkpoint: OpenCheckpoint) -> OpenCheckpoint:
+    """Return a checkpoint in module order with its optimizer's state under the names of its parameters.
+
+    It is the very same one where that is not certain (see optimizer_names.py).
+    """
+    specs, scalars = named_states(checkpoint.tensors, checkpoint.scalars, in_module_order=True)
+    return checkpoint if specs == tuple(checkpoint.tensors) else _renamed(checkpoint, specs, scalars)
+
+
+def _renamed(
+    checkpoint: OpenCheckpoint, specs: tuple[TensorSpec, ...], scalars: Mapping[str, float]
+) -> RenamedCheckpoint:
+    by_name = {new.name: old for new, old in zip(specs, checkpoint.tensors, strict=True)}
     return RenamedCheckpoint(checkpoint, specs, scalars, by_name)
 
 

@@ -81,8 +81,9 @@ class Training:
         """Return every tensor that is saved: those of the model by its own names, those of the optimizer by path."""
         found = dict(self.model.state_dict())
         states: Mapping[int, Mapping[str, torch.Tensor]] = self.optimizer.state_dict()["state"]
+        names = [name for name, _ in self.model.named_parameters()]
         for index, state in states.items():
-            found |= {f"optimizer.state.{index}.{key}": value for key, value in state.items()}
+            found |= {f"optimizer.state.{names[index]}.{key}": value for key, value in state.items()}
         return found
 
 

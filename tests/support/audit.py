@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import get_ident
 
+from monitor.read.directories import directory_readers
+from monitor.read.registry import READERS, reader_class
+
 _FORBIDDEN = {
     *("pickle.find_class", "os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "exec", "import"),
     *("socket.connect", "socket.bind", "ctypes.dlopen", "os.remove", "os.rename", "os.mkdir", "os.truncate"),
@@ -32,7 +35,13 @@ sys.addaudithook(_hook)
 
 @contextmanager
 def audited() -> Iterator[list[str]]:
-    """Yield the list of forbidden events that this thread causes in the block; it should stay empty."""
+    """Yield the list of forbidden events that this thread causes in the block; it should stay empty.
+
+    The readers are imported before: which of them a file's content calls for is not what is watched.
+    """
+    for name in READERS:
+        reader_class(name)
+    directory_readers()
     seen: list[str] = []
     _watching[get_ident()] = seen
     try:

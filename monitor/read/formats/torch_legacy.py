@@ -30,6 +30,7 @@ class TorchLegacyReader:
 
     name: ClassVar[str] = "torch_legacy"
     suffixes: ClassVar[tuple[str, ...]] = (".pt", ".pth", ".bin", ".ckpt", ".tar")
+    keeps_module_order: ClassVar[bool] = True
 
     @classmethod
     def sniff(cls, head: bytes, path: str) -> bool:

@@ -86,7 +86,7 @@ def test_a_torch_checkpoint_with_its_optimizer_is_measured(tmp_path: Path) -> No
     assert measured.n_parameters == 36
     weight = model.weight.detach().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
     assert_equals_numpy(by_name["weight"], weight)
-    assert by_name["optimizer.state.0.exp_avg_sq"].kind is TensorKind.OPTIMIZER
+    assert by_name["optimizer.state.weight.exp_avg_sq"].kind is TensorKind.OPTIMIZER
     assert measured.scalars["optimizer.param_groups.0.betas.1"] == 0.95
 
 

@@ -48,7 +48,7 @@ def test_a_training_checkpoint_has_its_names_kinds_step_and_values(
     assert whole.specs["0.weight"].kind == "parameter"
     assert whole.specs["1.running_mean"].kind == "buffer"
     state = optimizer.state_dict()["state"][0]["exp_avg_sq"]
-    np.testing.assert_array_equal(whole.values["optimizer.state.0.exp_avg_sq"], state.numpy())
+    np.testing.assert_array_equal(whole.values["optimizer.state.0.weight.exp_avg_sq"], state.numpy())
 
 
 def test_a_whole_module_with_its_source_code_beside_it_is_walked(

@@ -118,10 +118,11 @@ def test_a_checkpoint_of_model_and_optimizer_is_read_as_torch_reads_it(tmp_path:
     whole = read_whole(path)
     loaded = torch.load(path)
     assert_same(whole, loaded["model"])
+    names = [name for name, _ in model.named_parameters()]
     assert_same(
         whole,
         {
-            f"optimizer.state.{index}.{key}": value
+            f"optimizer.state.{names[index]}.{key}": value
             for index, state in loaded["optimizer"]["state"].items()
             for key, value in state.items()
         },
@@ -132,7 +133,7 @@ def test_a_checkpoint_of_model_and_optimizer_is_read_as_torch_reads_it(tmp_path:
     assert kinds(whole)["conv.weight"] is PARAMETER
     assert kinds(whole)["norm.running_mean"] is BUFFER
     assert kinds(whole)["norm.num_batches_tracked"] is BUFFER
-    assert kinds(whole)["optimizer.state.0.exp_avg_sq"] is OPTIMIZER
+    assert kinds(whole)["optimizer.state.conv.weight.exp_avg_sq"] is OPTIMIZER
     assert whole.scalars["optimizer.param_groups.0.lr"] == 0.125
     assert whole.scalars["optimizer.param_groups.0.betas.1"] == 0.96875
     assert whole.scalars["optimizer.param_groups.0.params.length"] == 6
@@ -205,7 +206,7 @@ def test_a_lightning_checkpoint_is_read_with_everything_around_the_weights(tmp_p
     assert_same(whole, model.state_dict())
     assert whole.step == 400
     assert whole.epoch == 3
-    assert kinds(whole)["optimizer.state.0.exp_avg"] is OPTIMIZER
+    assert kinds(whole)["optimizer.state.conv.weight.exp_avg"] is OPTIMIZER
     assert whole.scalars["optimizer.1.param_groups.0.lr"] == 0.5
     assert whole.scalars["hyper_parameters.lr"] == 0.1
     assert whole.scalars["hyper_parameters.layers.length"] == 3
@@ -223,15 +224,16 @@ def test_an_optimizer_file_alone_is_an_optimizer(tmp_path: Path) -> None:
 
 def test_several_optimizers_are_numbered_in_their_order(tmp_path: Path) -> None:
     state = trained(small_model()).state_dict()
-    for value in (
-        {"model": small_model().state_dict(), "optimizers": [state, state]},
-        {"model": small_model().state_dict(), "optimizer": {"generator": state, "critic": state}},
-        {"model": small_model().state_dict(), "optimizer_g": state, "optimizer_d": state},
-        {"generator": small_model().state_dict(), "optim": state, "adam": state},
+    for value, first in (
+        ({"model": small_model().state_dict(), "optimizers": [state, state]}, "conv.weight"),
+        ({"model": small_model().state_dict(), "optimizer": {"generator": state, "critic": state}}, "conv.weight"),
+        ({"model": small_model().state_dict(), "optimizer_g": state, "optimizer_d": state}, "conv.weight"),
+        ({"generator": small_model().state_dict(), "optim": state, "adam": state}, "generator.conv.weight"),
     ):
         whole = read(tmp_path, value)
-        assert "optimizer.state.0.exp_avg" in whole.specs
-        assert whole.specs["optimizer.1.state.0.exp_avg"].tied_to == "optimizer.state.0.exp_avg"
+        assert f"optimizer.state.{first}.exp_avg" in whole.specs
+        tied = whole.specs[f"optimizer.1.state.{first}.exp_avg"].tied_to
+        assert tied == f"optimizer.state.{first}.exp_avg"
 
 
 def test_two_models_without_a_known_container_keep_their_names(tmp_path: Path) -> None:
