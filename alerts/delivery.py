@@ -221,7 +221,8 @@ class Delivery:
         error = self._send(lane, group)
         if error is not None and error.permanent and len(group) > 1:
             # One alert that the receiver will never take must not take the others along.
-            return all([self._try(lane, (notification,)) for notification in group])
+            done = [self._try(lane, (notification,)) for notification in group]
+            return all(done)
         if error is not None:
             return self._failed(lane, group, error)
         lane.n_failures_in_row = 0

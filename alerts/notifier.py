@@ -76,7 +76,7 @@ class Resending(Protocol):
         """Post the present state of alerts; `links` are the addresses of the runs' pages. Raise DeliveryError."""
 
 
-def joins(notifier: Notifier) -> bool:
+def joins(notifier: Notifier | type[Notifier]) -> bool:
     """Say whether several messages may be joined into one; yes, unless the class says `joins = False` (machines)."""
     return bool(getattr(notifier, "joins", True))
 

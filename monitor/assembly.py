@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from urllib.parse import quote
 
 from alerts import registry as alert_registry
 from alerts.engine import EngineSettings, Route, RunOverride
+from alerts.notifier import joins
 from alerts.rule import RuleSetting
-from monitor.config import Config, ConfigError, ConfigProblem, resolve_secret, rule_settings
+from monitor.config import Config, ConfigError, ConfigProblem, NotifierEntry, resolve_secret, rule_settings
 from monitor.measure.confinement import WorkerLimits
 from monitor.measure.options import MeasureOptions
 from monitor.measure.workers import PoolOptions
@@ -49,7 +51,8 @@ def engine_settings(config: Config, *, routes: bool = True) -> EngineSettings:
     return EngineSettings(
         rules=rules,
         overrides=overrides,
-        routes=tuple(Route(notifier=entry.label, severity_min=entry.severity) for entry in entries),
+        routes=tuple(_route(entry, config.notify.group_wait_seconds) for entry in entries),
+        windows=config.notify.maintenance,
         repeat_interval_seconds=config.notify.repeat_interval_seconds,
     )
 
@@ -123,6 +126,20 @@ def web_settings(config: Config) -> WebSettings:
         username=auth.username,
         password=None if auth.password is None else resolve_secret(auth.password).get_secret_value(),
     )
+
+
+def page_link(config: Config, run: str) -> str | None:
+    """Return the address of a run's page for messages, None where no external address is configured."""
+    base = config.serve.external_url
+    if base is None or not config.serve.enabled:
+        return None
+    return f"{base}/runs/{quote(run, safe='/', errors='surrogateescape')}"
+
+
+def _route(entry: NotifierEntry, group_wait_seconds: float) -> Route:
+    """Return how a notifier is told; a program gets every alert on its own, so for it there is nothing to wait for."""
+    wait = group_wait_seconds if joins(alert_registry.notifier_class(entry.kind)) else 0.0
+    return Route(notifier=entry.label, severity_min=entry.severity, wait_seconds=wait)
 
 
 def _default(name: str) -> RuleSetting:

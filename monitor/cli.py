@@ -26,6 +26,7 @@ COMMANDS: dict[str, str] = {
     "runs": "monitor.commands.runs:runs",
     "history": "monitor.commands.history:history",
     "alerts": "monitor.commands.alerts:alerts",
+    "silence": "monitor.commands.silence:silence",
     "last-good": "monitor.commands.last_good:last_good",
     "demo": "monitor.commands.demo:demo",
     "config": "monitor.commands.config:app",

@@ -19,6 +19,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from alerts import registry as alert_registry
+from alerts.quiet import MaintenanceWindow
 from alerts.rule import RuleSetting
 from storage.records import Severity
 
@@ -127,6 +128,8 @@ class NotifyConfig(_Section):
     """Who is told, and how often."""
 
     notifiers: tuple[NotifierEntry, ...] = ()
+    group_wait_seconds: float = Field(default=5.0, ge=0, le=300)
+    maintenance: tuple[MaintenanceWindow, ...] = ()
     repeat_interval_seconds: float = Field(default=4 * 3600.0, ge=60)
     dead_letter_seconds: float = Field(default=86400.0, ge=60)
 
@@ -145,6 +148,7 @@ class ServeConfig(_Section):
     enabled: bool = True
     listen: str = "127.0.0.1:10470"
     allowed_hosts: tuple[str, ...] = ()
+    external_url: str | None = None
     auth: AuthConfig = AuthConfig()
     metrics_detail: Literal["off", "groups", "tensors"] = "groups"
     max_series: int = Field(default=10_000, ge=100, le=1_000_000)
@@ -157,6 +161,15 @@ class ServeConfig(_Section):
         if not separator or not host or not port.isdigit() or int(port) > 65535:
             raise ValueError("must be HOST:PORT, for example 127.0.0.1:10470")
         return value
+
+    @field_validator("external_url")
+    @classmethod
+    def _is_web_address(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        if not value.startswith(("https://", "http://")) or not value.isascii() or any(c.isspace() for c in value):
+            raise ValueError("must be an address such as https://ckptwatch.example.org")
+        return value.rstrip("/")
 
     @property
     def host(self) -> str:

@@ -17,7 +17,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from prometheus_client import CollectorRegistry
 
 from alerts import registry as alert_registry
-from alerts.delivery import Delivery, DeliveryPolicy, DeliveryResult
+from alerts.delivery import Delivery, DeliveryPolicy, DeliveryResult, MessageExtras
 from alerts.engine import Engine, RecordOutcome
 from alerts.lifecycle import NOTIFIED
 from alerts.notifier import Notifier
@@ -26,6 +26,7 @@ from monitor.assembly import (
     bytes_per_second_of_worker,
     engine_settings,
     measure_options,
+    page_link,
     pool_options,
     watch_parts,
     web_settings,
@@ -122,6 +123,7 @@ class Daemon:
             clock=clock,
             policy=DeliveryPolicy(give_up_seconds=config.notify.dead_letter_seconds),
             on_result=self._delivered,
+            extras=MessageExtras(link_of=lambda run: page_link(config, run)),
         )
         self._scheduler: BackgroundScheduler | None = None
         self._hints: EventHints | None = None

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 PORTS = {"starttls": 587, "ssl": 465, "none": 25}
 COLOURS = {"critical": "#b42318", "warning": "#b54708", "info": "#175cd3", "resolved": "#067647"}
 LABEL_COLUMN_MAX = 30
+LINK = "Open the page of the run"
 RECIPIENTS_MAX = 50
 ATOM = r"[A-Za-z0-9!#$%&'*+/=^_`{|}~-]+"
 ADDRESS = re.compile(rf"{ATOM}(\.{ATOM})*@[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
@@ -146,7 +147,7 @@ def build_mail(content: Message, deduplication_key: str, *, sender: str, to: lis
     mail["To"] = ", ".join(to)
     mail["Message-ID"] = f"<{deduplication_key}@{domain}>"
     mail["In-Reply-To"] = thread  # no mail has this identity: it is what the mails of one episode have in common
-    mail["References"] = thread
+    mail["References"] = " ".join([thread, *(f"<{related}@{domain}>" for related in content.related)])
     mail["Auto-Submitted"] = "auto-generated"  # RFC 3834: keeps holiday replies away
     mail["X-Ckptwatch-Severity"] = content.severity
     mail.set_content(_plain(content))
@@ -158,6 +159,8 @@ def _plain(content: Message) -> str:
     width = max((len(label) for label, _ in content.facts if len(label) <= LABEL_COLUMN_MAX), default=0) + 2
     lines = [content.title, "", content.text, ""]
     lines += (f"{label + ':':<{width}}{text}" for label, text in content.facts)
+    if content.link is not None:
+        lines += ["", content.link]
     return "\n".join(lines) + "\n"
 
 
@@ -168,6 +171,7 @@ def _html(content: Message) -> str:
         f'<td style="padding:4px 0;font-family:monospace;word-break:break-all">{escape(text)}</td></tr>'
         for label, text in content.facts
     )
+    link = "" if content.link is None else f'<p style="margin:16px 0 0"><a href="{escape(content.link)}">{LINK}</a></p>'
     return f"""\
 <!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{escape(content.title)}</title></head>
@@ -178,6 +182,7 @@ def _html(content: Message) -> str:
 <table style="border-collapse:collapse;font-size:13px">
 {rows}
 </table>
+{link}
 </div>
 </body></html>
 """

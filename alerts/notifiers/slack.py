@@ -71,6 +71,9 @@ def payload(content: Message, deduplication_key: str) -> dict[str, Any]:
         {"type": "section", "text": {"type": "mrkdwn", "text": _cut_escaped(content.text, SECTION_CHARACTERS_MAX)}},
         *_fact_blocks(content.facts),
     ]
+    if content.link is not None:
+        link = {"type": "mrkdwn", "text": f"<{escape(content.link)}|Open the page of the run>"}
+        blocks = [*blocks[: BLOCKS_MAX - 2], {"type": "section", "text": link}]
     footer = f"ckptwatch · {content.severity} · {deduplication_key[:12]}"
     context = {
         "type": "context",

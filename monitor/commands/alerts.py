@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from typing import Annotated
 
@@ -16,6 +15,7 @@ from monitor.commands.console import (
     JsonOption,
     age,
     console,
+    duration_seconds,
     print_json,
     table,
 )
@@ -24,9 +24,6 @@ from monitor.show.documents import alerts_document
 from monitor.show.views import AlertQuery
 from monitor.stored_views import StoredViews
 from storage.records import AlertState
-
-_SINCE = re.compile(r"(\d+(?:\.\d+)?)(s|m|h|d)?")
-_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def alerts(
@@ -69,8 +66,11 @@ def alerts(
 
 def _moment(text: str, now: float) -> float:
     """Return the Unix time that "4h" ago or a plain Unix time means."""
-    match = _SINCE.fullmatch(text.strip())
-    if match is None:
-        raise CommandError(f"--since {text!r} is neither a duration such as 30m nor a Unix time", ExitCode.USAGE)
-    value, unit = float(match.group(1)), match.group(2)
-    return value if unit is None else now - value * _UNIT_SECONDS[unit]
+    seconds = duration_seconds(text)
+    if seconds is not None:
+        return now - seconds
+    try:
+        return float(text)
+    except ValueError:
+        message = f"--since {text!r} is neither a duration such as 30m nor a Unix time"
+        raise CommandError(message, ExitCode.USAGE) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from enum import IntEnum
@@ -17,6 +18,9 @@ from rich.table import Table
 from rich.text import Text
 
 from monitor import config as configuration
+
+_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(s|m|h|d)")
+_UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 class ExitCode(IntEnum):
@@ -103,6 +107,12 @@ def size(size_bytes: int) -> str:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
         value /= 1024
     raise AssertionError
+
+
+def duration_seconds(text: str) -> float | None:
+    """Return how long "90s", "30m", "4h" or "2d" is, None when the text is no duration."""
+    match = _DURATION.fullmatch(text.strip())
+    return None if match is None else float(match.group(1)) * _UNIT_SECONDS[match.group(2)]
 
 
 def age(seconds: float) -> str:
