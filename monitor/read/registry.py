@@ -33,6 +33,7 @@ from monitor.read.reader import (
 from monitor.read.renamed import with_named_states, without_wrappers
 
 READERS = {
+    "gguf": "monitor.read.formats.gguf:GgufReader",
     "hdf5": "monitor.read.formats.hdf5:Hdf5Reader",
     "keras": "monitor.read.formats.keras:KerasReader",
     "npy": "monitor.read.formats.npy:NpyReader",
@@ -61,7 +62,6 @@ _LOOKALIKES = (
     (b"Rar!\x1a\x07", "a RAR archive; unpack it"),
     (b"\x7fELF", "a program"),
     (b"%PDF-", "a PDF document"),
-    (b"GGUF", "a GGUF file, which this version does not read"),
 )
 
 
