@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import sys
 from collections.abc import Iterator
@@ -37,8 +38,9 @@ sys.addaudithook(_hook)
 def audited() -> Iterator[list[str]]:
     """Yield the list of forbidden events that this thread causes in the block; it should stay empty.
 
-    The readers are imported before: which of them a file's content calls for is not what is watched.
+    The readers and the codec of zip names are imported before: which of them a file calls for is not what is watched.
     """
+    codecs.lookup("cp437")
     for name in READERS:
         reader_class(name)
     directory_readers()
