@@ -76,6 +76,8 @@ class DaemonProcess:
         self.config_file.write_text(yaml.safe_dump(document))
         self.process: subprocess.Popen[bytes] | None = None
         self.port = 0
+        self.program = [sys.executable, "-m", "monitor.cli"]
+        self.environment = clean_environment()
 
     def start(self) -> Self:
         """Start the process and return when it says that it is ready."""
@@ -83,8 +85,8 @@ class DaemonProcess:
         begin = self.log_file.stat().st_size if self.log_file.exists() else 0
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "monitor.cli", "run", "--config", str(self.config_file)],
-                env=clean_environment(),
+                [*self.program, "run", "--config", str(self.config_file)],
+                env=self.environment,
                 stdout=log,
                 stderr=log,
             )
