@@ -53,8 +53,9 @@ class TiledSource:
         self._tiles = check_tiling(shape, tiles)
         self._open_tile = open_tile
         self._gatherer = gatherer
-        self._begins = np.array([tile.offsets for tile in self._tiles], np.int64).reshape(len(self._tiles), -1)
-        self._ends = self._begins + np.array([tile.sizes for tile in self._tiles], np.int64).reshape(self._begins.shape)
+        rows = (len(self._tiles), len(shape))
+        self._begins = np.array([tile.offsets for tile in self._tiles], np.int64).reshape(rows)
+        self._ends = self._begins + np.array([tile.sizes for tile in self._tiles], np.int64).reshape(rows)
         self.n_bytes = prod(shape) * dtype.itemsize
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
