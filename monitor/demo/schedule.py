@@ -19,7 +19,7 @@ BATCH_SIZE = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """When the demo run saves and when it goes wrong; `pause_seconds` is slept after each step so that one can watch."""
+    """When the demo run saves and goes wrong; `pause_seconds` is slept after each step so that one can watch."""
 
     directory: Path
     n_steps: int = 400
@@ -57,7 +57,7 @@ def parse_schedule(arguments: list[str] | None = None) -> Schedule:
 
 
 def batch(schedule: Schedule, step: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return inputs (BATCH_SIZE, first width) and targets (BATCH_SIZE, last width) of a step, the same at every call."""
+    """Return the inputs (BATCH_SIZE, first width) and targets (BATCH_SIZE, last width) of a step; always the same."""
     random = np.random.default_rng([schedule.seed, step])
     teacher = np.random.default_rng(schedule.seed).standard_normal((LAYER_WIDTHS[0], LAYER_WIDTHS[-1]))
     inputs = random.standard_normal((BATCH_SIZE, LAYER_WIDTHS[0]))

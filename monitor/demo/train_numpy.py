@@ -42,13 +42,13 @@ def gradients(weights: dict[str, Array], inputs: Array, targets: Array) -> dict[
     for layer in range(n_layers):
         output = activations[-1] @ weights[f"layers.{layer}.weight"].T + weights[f"layers.{layer}.bias"]
         activations.append(output if layer == n_layers - 1 else np.maximum(output, 0))
-    delta = 2 * (activations[-1] - targets) / np.float32(targets.size)
+    delta: Array = (2 * (activations[-1] - targets) / np.float32(targets.size)).astype(np.float32)
     found: dict[str, Array] = {}
     for layer in reversed(range(n_layers)):
         found[f"layers.{layer}.weight"] = delta.T @ activations[layer]
         found[f"layers.{layer}.bias"] = delta.sum(axis=0)
         if layer:
-            delta = (delta @ weights[f"layers.{layer}.weight"]) * (activations[layer] > 0)
+            delta = ((delta @ weights[f"layers.{layer}.weight"]) * (activations[layer] > 0)).astype(np.float32)
     return found
 
 
