@@ -24,14 +24,29 @@ RULES_GROUP = "ckptwatch.rules"
 NOTIFIERS_GROUP = "ckptwatch.notifiers"
 
 RULES: Mapping[str, str] = {
+    "all_zero": "alerts.rules.all_zero:AllZero",
+    "clip_saturation": "alerts.rules.clip_saturation:ClipSaturation",
+    "dead_units": "alerts.rules.dead_units:DeadUnits",
     "drift_spike": "alerts.rules.drift_spike:DriftSpike",
+    "duplicate_checkpoint": "alerts.rules.duplicate_checkpoint:DuplicateCheckpoint",
+    "eps_domination": "alerts.rules.eps_domination:EpsDomination",
+    "frozen_low_precision": "alerts.rules.frozen_low_precision:FrozenLowPrecision",
     "gradient_explosion": "alerts.rules.gradient_explosion:GradientExplosion",
+    "gradient_vanishing": "alerts.rules.gradient_vanishing:GradientVanishing",
+    "impossible_adam_state": "alerts.rules.impossible_adam_state:ImpossibleAdamState",
     "layout_change": "alerts.rules.layout_change:LayoutChange",
+    "loss_scale_collapse": "alerts.rules.loss_scale_collapse:LossScaleCollapse",
     "nonfinite": "alerts.rules.nonfinite:Nonfinite",
+    "poor_initialisation": "alerts.rules.poor_initialisation:PoorInitialisation",
+    "resume_discontinuity": "alerts.rules.resume_discontinuity:ResumeDiscontinuity",
+    "second_moment_frozen": "alerts.rules.second_moment_frozen:SecondMomentFrozen",
+    "size_change": "alerts.rules.size_change:SizeChange",
     "stalled_run": "alerts.rules.stalled_run:StalledRun",
     "unchanged_tensor": "alerts.rules.unchanged_tensor:UnchangedTensor",
     "unreadable_checkpoint": "alerts.rules.unreadable_checkpoint:UnreadableCheckpoint",
+    "untouched_since_init": "alerts.rules.untouched_since_init:UntouchedSinceInit",
     "update_ratio": "alerts.rules.update_ratio:UpdateRatio",
+    "variance_range": "alerts.rules.variance_range:VarianceRange",
     "weight_explosion": "alerts.rules.weight_explosion:WeightExplosion",
 }
 
