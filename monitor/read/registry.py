@@ -33,6 +33,7 @@ from monitor.read.reader import (
 from monitor.read.renamed import with_named_states, without_wrappers
 
 READERS = {
+    "flax_msgpack": "monitor.read.formats.flax_msgpack:FlaxMsgpackReader",
     "gguf": "monitor.read.formats.gguf:GgufReader",
     "hdf5": "monitor.read.formats.hdf5:Hdf5Reader",
     "keras": "monitor.read.formats.keras:KerasReader",
