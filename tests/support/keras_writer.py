@@ -84,6 +84,33 @@ def mixed() -> Any:
     return model
 
 
+def everything(directory: Path) -> None:
+    """Save one variable of every type in a checkpoint without Keras, and a text beside them."""
+    names = ("float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+    arrays = {name: np.arange(-3, 5).astype(name).reshape(2, 4) for name in (*names, "bool", "complex64", "complex128")}
+    module = tf.Module()
+    module.kinds = {name: tf.Variable(array) for name, array in arrays.items()}
+    module.brain = tf.Variable(tf.cast(arrays["float32"], tf.bfloat16))
+    module.none = tf.Variable(tf.zeros((0, 3)))
+    module.words = tf.Variable(["a", "bc"])
+    module.many = [tf.Variable(float(i)) for i in range(300)]
+    counters = {"epoch": tf.Variable(3.5), "global_step": tf.Variable(77, dtype=tf.int64)}
+    tf.train.Checkpoint(net=module, **counters).write(str(directory / "everything"))
+    np.savez(directory / "everything.truth.npz", **arrays)  # type: ignore[arg-type]
+
+
+def version_one(directory: Path) -> None:
+    """Save as TensorFlow 1 did: by the names of variables, without a graph of objects."""
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        weight = tf.compat.v1.get_variable("dense/kernel", (3, 2))
+        step = tf.compat.v1.train.get_or_create_global_step()
+        train = tf.compat.v1.train.AdamOptimizer().minimize(tf.reduce_sum(weight**2), global_step=step)
+        session.run(tf.compat.v1.global_variables_initializer())
+        session.run(train)
+        tf.compat.v1.train.Saver().save(session, str(directory / "one" / "model.ckpt"), global_step=step)
+        np.savez(directory / "one.truth.npz", kernel=session.run(weight))
+
+
 def truth(model: Any) -> dict[str, Any]:
     """Return the values of all variables by the names that Keras shows."""
     is_functional = type(model).__name__ == "Functional"
@@ -115,6 +142,8 @@ def as_numpy(variable: Any) -> Any:
 
 def main(directory: Path) -> None:
     keras.utils.set_random_seed(7)
+    everything(directory)
+    version_one(directory)
     for build in (convolutional, sequence, subclassed, mixed):
         model, name = build(), build.__name__
         np.savez(directory / f"{name}.truth.npz", **truth(model))
@@ -126,6 +155,9 @@ def main(directory: Path) -> None:
             model=model, optimizer=model.optimizer, step=tf.Variable(40 + 2, dtype=tf.int64)
         )
         checkpoint.write(str(directory / f"{name}.tf"))
+        if name == "convolutional":
+            tf.saved_model.save(model, str(directory / "saved"))
+            model.export(directory / "exported", verbose=False)
 
 
 if __name__ == "__main__":

@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+import atexit
 import email
 import email.policy
+import shutil
 import ssl
+import tempfile
 from dataclasses import dataclass
 from email.message import EmailMessage
+from functools import cache
 from pathlib import Path
 from typing import Any, Self, cast
 
+import trustme
 from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import AuthResult, LoginPassword
 
 from tests.support.receivers import free_port
 
-LOOPBACK_TLS = Path(__file__).with_name("loopback_tls.pem")  # self-signed, for 127.0.0.1 only; its key is no secret
+
+@cache
+def loopback_certificates() -> tuple[trustme.CA, trustme.LeafCert]:
+    """Return an authority and a certificate of it for 127.0.0.1, made anew by each test process."""
+    authority = trustme.CA()
+    return authority, authority.issue_cert("127.0.0.1")
+
+
+@cache
+def loopback_authority_file() -> Path:
+    """Return a file with the authority's certificate, for a client that is to trust it; gone when the process ends."""
+    directory = tempfile.mkdtemp(prefix="ckptwatch-test-authority-")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    path = Path(directory) / "authority.pem"
+    loopback_certificates()[0].cert_pem.write_to_path(str(path))
+    return path
 
 
 @dataclass
@@ -39,7 +59,7 @@ class MailServer:
         context = None
         if security != "none":
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(LOOPBACK_TLS)
+            loopback_certificates()[1].configure_cert(context)
         options: dict[str, Any] = {"hostname": "127.0.0.1", "port": free_port(), "ready_timeout": 20.0}
         if security == "ssl":
             options["ssl_context"] = context
@@ -74,7 +94,7 @@ class MailServer:
     async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:  # noqa: N802
         if self.answer.startswith("250"):
             mail = email.message_from_bytes(envelope.content, policy=email.policy.default)
-            self.received.append(ReceivedMail(envelope.mail_from, list(envelope.rcpt_tos), cast(EmailMessage, mail)))
+            self.received.append(ReceivedMail(envelope.mail_from, list(envelope.rcpt_tos), mail))
         return self.answer
 
     def __enter__(self) -> Self:

@@ -13,6 +13,7 @@ from typing import Any, Self
 from tests.support.daemons import DEADLINE_SECONDS, REPOSITORY, clean_environment, wait_for
 
 LOOP = REPOSITORY / "tests" / "e2e" / "torch_loop.py"
+TRAINER_LOOP = REPOSITORY / "tests" / "e2e" / "hf_loop.py"
 BETA2 = 0.99
 SAVE_EVERY = 5
 
@@ -20,14 +21,14 @@ SAVE_EVERY = 5
 class TrainingProcess:
     """The loop, told when to save."""
 
-    def __init__(self, directory: Path, truth: Path, mode: str, *arguments: object) -> None:
+    def __init__(self, directory: Path, truth: Path, mode: str, *arguments: object, loop: Path = LOOP) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         truth.mkdir(parents=True, exist_ok=True)
         self.truth_directory = truth
         self.n_saves = 0
         self.process = subprocess.Popen(
-            [sys.executable, str(LOOP), str(directory), str(truth), "--mode", mode, *map(str, arguments)],
-            env=clean_environment(),
+            [sys.executable, str(loop), str(directory), str(truth), "--mode", mode, *map(str, arguments)],
+            env=clean_environment(HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES=""),
             stdin=subprocess.PIPE,
             text=True,
         )

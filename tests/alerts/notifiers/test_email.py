@@ -22,7 +22,7 @@ from alerts.notifiers import email as email_notifier
 from alerts.notifiers.email import EmailNotifier, build_mail
 from tests.support.notifier_conformance import make_notification
 from tests.support.receivers import free_port
-from tests.support.smtp import LOOPBACK_TLS, MailServer
+from tests.support.smtp import MailServer, loopback_authority_file
 from tests.support.stored import make_alert
 
 PASSWORD = "hunter2-secret"
@@ -39,7 +39,7 @@ def make(port: int, **changes: Any) -> EmailNotifier:
         "from": "ckptwatch@example.org",
         "to": ["a@example.org", "b@example.org"],
         "timeout_seconds": 5,
-        "ca_file": str(LOOPBACK_TLS),
+        "ca_file": str(loopback_authority_file()),
         **changes,
     }
     return EmailNotifier(EmailNotifier.Config.model_validate(facts))
