@@ -21,10 +21,13 @@ from storage.records import FileStat
 
 DIRECTORY_READERS = {
     # From the one whose names say most to the one whose names say least; see docs/formats.md.
+    "deepspeed": "monitor.read.formats.deepspeed:DeepSpeedReader",
     "torch_dcp": "monitor.read.formats.torch_dcp:TorchDcpReader",
     "hf_trainer": "monitor.read.formats.hf_trainer:HfTrainerReader",
     "accelerate": "monitor.read.formats.accelerate:AccelerateReader",
     "peft": "monitor.read.formats.peft:PeftReader",
+    "saved_model": "monitor.read.formats.saved_model:SavedModelReader",
+    "tf_checkpoint": "monitor.read.formats.tf_checkpoint:TfCheckpointReader",
     "sharded": "monitor.read.formats.sharded:ShardedReader",
 }
 DIRECTORY_ENTRY_POINT_GROUP = "ckptwatch.directory_readers"

@@ -135,7 +135,8 @@ def match_slots(
                 continue
             rest = shapes[len(slots) :]
             if not rest or (class_name == "nadam" and list(rest) == [()]):
-                found.add((*(_in_torch(slot, class_name) for slot in slots), *(None for _ in rest)))
+                named = (Slot(parameter=s.parameter, role=torch_role(s.role, class_name)) for s in slots)
+                found.add((*named, *(None for _ in rest)))
         if found:
             return found.pop() if len(found) == 1 else None
     return None
@@ -156,8 +157,9 @@ def own_shapes(class_name: str, shapes: Sequence[Shape]) -> tuple[Shape, ...] | 
     return parameters if all(tuple(shapes[i::n_roles]) == parameters for i in range(n_roles)) else None
 
 
-def _in_torch(slot: Slot, class_name: str) -> Slot:
-    return Slot(parameter=slot.parameter, role=_ROLES.get(class_name, {}).get(slot.role, slot.role))
+def torch_role(role: str, class_name: str) -> str:
+    """Return PyTorch's name for what a Keras optimizer of this class calls `role`, the same where it has none."""
+    return _ROLES.get(class_name, {}).get(role, role)
 
 
 def role_of_suffix(name: str, class_name: str) -> tuple[str, str] | None:

@@ -23,7 +23,7 @@ from monitor.read.reader import ReadError
 from storage.records import ProblemKind, TensorKind
 from tests.conformance.reader import Arrays, ReaderConformance
 from tests.support.audit import audited
-from tests.support.daemons import REPOSITORY, clean_environment
+from tests.support.daemons import clean_environment
 from tests.support.reading import Whole, bits, read_whole
 
 pytestmark = pytest.mark.timeout(300)
@@ -43,24 +43,11 @@ UNTOLD = {
 NAMED_STATE = [pair for pair in WRITTEN if pair not in UNTOLD]
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("keras")
-    subprocess.run(
-        [sys.executable, "-W", "ignore", str(REPOSITORY / "tests" / "support" / "keras_writer.py"), str(directory)],
-        env=clean_environment(CUDA_VISIBLE_DEVICES="", TF_CPP_MIN_LOG_LEVEL="3", KERAS_BACKEND="tensorflow"),
-        check=True,
-        timeout=240,
-        capture_output=True,
-    )
-    return directory
-
-
 Truth = dict[str, npt.NDArray[Any]]
 
 
-def truth(written: Path, name: str) -> Truth:
-    with np.load(written / f"{name}.truth.npz") as stored:
+def truth(keras_files: Path, name: str) -> Truth:
+    with np.load(keras_files / f"{name}.truth.npz") as stored:
         return dict(stored)
 
 
@@ -70,9 +57,9 @@ def assert_equal(read: npt.NDArray[Any], true: npt.NDArray[Any]) -> None:
 
 
 @pytest.mark.parametrize(("name", "suffix"), WRITTEN)
-def test_variables_have_the_names_shapes_values_and_kinds_of_keras(written: Path, name: str, suffix: str) -> None:
-    whole = read_whole(written / f"{name}{suffix}")
-    true = truth(written, name)
+def test_variables_have_the_names_shapes_values_and_kinds_of_keras(keras_files: Path, name: str, suffix: str) -> None:
+    whole = read_whole(keras_files / f"{name}{suffix}")
+    true = truth(keras_files, name)
     expected = {key[2:]: array for key, array in true.items() if key[:2] in ("v:", "t:")}
     assert {n for n, s in whole.specs.items() if s.kind is not TensorKind.OPTIMIZER} == set(expected)
     for variable, array in expected.items():
@@ -83,9 +70,9 @@ def test_variables_have_the_names_shapes_values_and_kinds_of_keras(written: Path
 
 
 @pytest.mark.parametrize(("name", "suffix"), NAMED_STATE)
-def test_the_optimizers_variables_bear_the_names_of_their_parameters(written: Path, name: str, suffix: str) -> None:
-    whole = read_whole(written / f"{name}{suffix}")
-    states = {key[2:]: array for key, array in truth(written, name).items() if key.startswith("s:")}
+def test_the_optimizers_variables_bear_the_names_of_their_parameters(keras_files: Path, name: str, suffix: str) -> None:
+    whole = read_whole(keras_files / f"{name}{suffix}")
+    states = {key[2:]: array for key, array in truth(keras_files, name).items() if key.startswith("s:")}
     assert states
     for key, array in states.items():
         parameter, role = key.rsplit(":", 1)
@@ -94,43 +81,43 @@ def test_the_optimizers_variables_bear_the_names_of_their_parameters(written: Pa
     assert len(named) == len(states)
 
 
-def test_without_known_order_the_optimizers_variables_keep_numbers(written: Path) -> None:
+def test_without_known_order_the_optimizers_variables_keep_numbers(keras_files: Path) -> None:
     for name, suffix in (("convolutional", ".weights.h5"), ("subclassed", ".keras"), ("subclassed", ".weights.h5")):
-        whole = read_whole(written / f"{name}{suffix}")
-        states = {key[2:]: array for key, array in truth(written, name).items() if key.startswith("s:")}
+        whole = read_whole(keras_files / f"{name}{suffix}")
+        states = {key[2:]: array for key, array in truth(keras_files, name).items() if key.startswith("s:")}
         trained = [key for key in states if key.endswith(("exp_avg", "momentum_buffer"))]
         for number, key in enumerate(trained):
             assert_equal(whole.values[f"optimizer.state.{number}.{key.rsplit(':', 1)[1]}"], states[key])
 
 
 @pytest.mark.parametrize(("name", "suffix"), WRITTEN)
-def test_the_step_is_the_optimizers_count_of_iterations(written: Path, name: str, suffix: str) -> None:
-    assert read_whole(written / f"{name}{suffix}").step == int(truth(written, name)["iterations"])
+def test_the_step_is_the_optimizers_count_of_iterations(keras_files: Path, name: str, suffix: str) -> None:
+    assert read_whole(keras_files / f"{name}{suffix}").step == int(truth(keras_files, name)["iterations"])
 
 
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
-def test_the_gradient_norm_follows_from_the_state_and_the_configuration(written: Path, suffix: str) -> None:
-    measured = measure_path(str(written / f"convolutional{suffix}"), MeasureOptions())
+def test_the_gradient_norm_follows_from_the_state_and_the_configuration(keras_files: Path, suffix: str) -> None:
+    measured = measure_path(str(keras_files / f"convolutional{suffix}"), MeasureOptions())
     estimate = gradient_estimate(measured.tensors, measured.scalars)
     assert estimate is not None
-    states = [a for key, a in truth(written, "convolutional").items() if key.endswith(":exp_avg_sq")]
+    states = [a for key, a in truth(keras_files, "convolutional").items() if key.endswith(":exp_avg_sq")]
     total = math.fsum(float(a.astype(np.float64).sum()) for a in states)
     assert estimate.norm == pytest.approx(math.sqrt(total / (1 - 0.98**2)), rel=1e-6)
     assert (estimate.source, estimate.beta2) == ("adam_ema", 0.98)
 
 
-def test_no_framework_is_imported(written: Path) -> None:
+def test_no_framework_is_imported(keras_files: Path) -> None:
     code = (
         "import sys\nfrom monitor.read.registry import open_path\n"
-        f"for path in {[str(written / (n + s)) for n, s in WRITTEN]!r}:\n"
+        f"for path in {[str(keras_files / (n + s)) for n, s in WRITTEN]!r}:\n"
         "    with open_path(path) as opened:\n        assert opened.checkpoint.tensors\n"
         "assert not {'keras', 'tensorflow', 'torch', 'jax'} & set(sys.modules), 'a framework was imported'\n"
     )
     subprocess.run([sys.executable, "-c", code], env=clean_environment(), check=True, timeout=60)
 
 
-def test_an_archive_cut_anywhere_is_not_yet_whole(written: Path, tmp_path: Path) -> None:
-    data = (written / "mixed.keras").read_bytes()
+def test_an_archive_cut_anywhere_is_not_yet_whole(keras_files: Path, tmp_path: Path) -> None:
+    data = (keras_files / "mixed.keras").read_bytes()
     cut = tmp_path / "cut.keras"
     for n in sorted({*range(64), *range(0, len(data), max(1, len(data) // 60)), len(data) - 1}):
         cut.write_bytes(data[:n])
@@ -160,12 +147,12 @@ def rezipped(source: Path, target: Path, **members: bytes | None) -> Path:
     return target
 
 
-def test_a_configuration_is_never_run(written: Path, tmp_path: Path) -> None:
+def test_a_configuration_is_never_run(keras_files: Path, tmp_path: Path) -> None:
     canary = tmp_path / "canary"
     evil = {"module": "os", "class_name": "system", "config": {"command": f"touch {canary}", "layers": [{"config": 1}]}}
     evil["compile_config"] = {"optimizer": {"class_name": "__import__('os')", "config": {"beta_2": "x" * 100}}}
     for config in (json.dumps(evil).encode(), b"[" * 100_000, b"\xff\xfe", b"null"):
-        path = rezipped(written / "mixed.keras", tmp_path / "evil.keras", config=config, asset=b"x")
+        path = rezipped(keras_files / "mixed.keras", tmp_path / "evil.keras", config=config, asset=b"x")
         read_whole(path)
         with audited() as events:
             whole = read_whole(path)
@@ -174,16 +161,16 @@ def test_a_configuration_is_never_run(written: Path, tmp_path: Path) -> None:
     assert not canary.exists()
 
 
-def test_an_archive_without_its_weights_is_refused(written: Path, tmp_path: Path) -> None:
-    path = rezipped(written / "mixed.keras", tmp_path / "x.keras", weights=None)
+def test_an_archive_without_its_weights_is_refused(keras_files: Path, tmp_path: Path) -> None:
+    path = rezipped(keras_files / "mixed.keras", tmp_path / "x.keras", weights=None)
     assert problem(path) is ProblemKind.CORRUPT
 
 
-def test_weights_cut_within_a_whole_archive_are_corrupt(written: Path, tmp_path: Path) -> None:
-    with zipfile.ZipFile(written / "mixed.keras") as archive:
+def test_weights_cut_within_a_whole_archive_are_corrupt(keras_files: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(keras_files / "mixed.keras") as archive:
         weights = archive.read("model.weights.h5")
     for n in (0, 7, 100, len(weights) - 1):
-        path = rezipped(written / "mixed.keras", tmp_path / "x.keras", weights=weights[:n])
+        path = rezipped(keras_files / "mixed.keras", tmp_path / "x.keras", weights=weights[:n])
         assert problem(path) is ProblemKind.CORRUPT, n
 
 
@@ -204,7 +191,7 @@ class TestKerasArchive(ReaderConformance):
         os.unlink(inner)
 
 
-def test_whole_is_what_the_reader_says(written: Path) -> None:
-    whole: Whole = read_whole(written / "mixed.keras")
+def test_whole_is_what_the_reader_says(keras_files: Path) -> None:
+    whole: Whole = read_whole(keras_files / "mixed.keras")
     assert whole.format == "keras"
     assert whole.specs["low/kernel"].dtype == "bfloat16"
