@@ -35,11 +35,14 @@ SUPERVISORS = {
     "alerts/engine.py:_ask": "one broken rule must not silence the others",
     "alerts/registry.py:_load_entry": "code of others may fail in any way when it is imported",
     "alerts/delivery.py:Delivery._run": "one bad turn must not end a lane",
-    "alerts/delivery.py:_send": "one broken notifier must not stop its lane",
+    "alerts/delivery.py:_call": "one broken notifier must not stop its lane",
 }
 
 # Functions with more parameters than the rest may have, and why.
 WIDE = {"storage/writer.py:enqueue": "a message has this many facts"}
+
+# A command's parameters are the options that its user sees.
+COMMANDS = "monitor/commands/"
 
 # Migrations are history: each is one list of statements, written once and never changed.
 MIGRATIONS = "storage/migrations/versions/"
@@ -139,7 +142,7 @@ def test_no_function_is_longer_than_70_lines_or_takes_more_than_7_parameters() -
         for name, function in functions(tree):
             if _body_lines(function) > BODY_LINES_MAX and not path.startswith(MIGRATIONS):
                 too_long[f"{path}:{name}"] = _body_lines(function)
-            if _n_parameters(function) > PARAMETERS_MAX:
+            if _n_parameters(function) > PARAMETERS_MAX and not path.startswith(COMMANDS):
                 too_wide[f"{path}:{name}"] = _n_parameters(function)
     assert too_long == {}
     assert set(too_wide) == set(WIDE)
