@@ -15,6 +15,7 @@ from monitor.measure.exact_drift import PairedDrift
 from monitor.measure.measured import Measured, count_parameters
 from monitor.measure.options import MeasureOptions
 from monitor.measure.sketch import GROUP_ROWS
+from monitor.measure.stored import numpy_dtype
 from monitor.measure.summary import SummaryBuilder
 from monitor.read.reader import OpenCheckpoint, ReadError, ReadLimits, TensorSpec
 from monitor.read.registry import OpenedPath, open_path
@@ -46,19 +47,43 @@ def measure_path(
         open_path(path, limits, on_read) as opened,
         _open_reference(reference_path, options, limits, on_read) as reference,
     ):
-        checkpoint = opened.checkpoint
-        tensors, drifts = _measure_all(checkpoint, options, reference)
+        tensors, drifts = _measure_all(opened.checkpoint, options, reference)
         opened.file.verify_unchanged()
-        return Measured(
-            format=opened.format,
-            step=checkpoint.step,
-            epoch=checkpoint.epoch,
-            scalars=dict(checkpoint.scalars),
-            tensors=tensors,
-            exact_drifts=reference.confirmed(drifts),
-            bytes_read=opened.file.bytes_read + reference.bytes_read,
-            n_parameters=count_parameters(tensors),
-        )
+        confirmed = reference.confirmed(drifts)
+        n_bytes = opened.file.bytes_read + reference.bytes_read
+        return _measured(opened.checkpoint, opened.format, tensors, confirmed, n_bytes)
+
+
+def measure_checkpoint(
+    checkpoint: OpenCheckpoint, options: MeasureOptions, *, format: str, reference: OpenCheckpoint | None = None
+) -> Measured:
+    """Measure a checkpoint that is open already, wherever its values come from; nothing is verified.
+
+    `format` is what the result says of their origin. `reference` is the older one for exact drift, None without; what
+    goes wrong in reading it is only logged. `bytes_read` of the result are the bytes of the tensors measured.
+    """
+    tensors, drifts = _measure_all(checkpoint, options, _Reference(reference))
+    n_bytes = sum(t.n_elements * numpy_dtype(t.dtype).itemsize for t in tensors if not t.tied_to and not t.problem)
+    return _measured(checkpoint, format, tensors, drifts, n_bytes)
+
+
+def _measured(
+    checkpoint: OpenCheckpoint,
+    format_name: str,
+    tensors: tuple[TensorSummary, ...],
+    drifts: tuple[TensorDrift, ...],
+    bytes_read: int,
+) -> Measured:
+    return Measured(
+        format=format_name,
+        step=checkpoint.step,
+        epoch=checkpoint.epoch,
+        scalars=dict(checkpoint.scalars),
+        tensors=tensors,
+        exact_drifts=drifts,
+        bytes_read=bytes_read,
+        n_parameters=count_parameters(tensors),
+    )
 
 
 def aligned_chunk_bytes(options: MeasureOptions) -> int:
@@ -70,9 +95,10 @@ def aligned_chunk_bytes(options: MeasureOptions) -> int:
 class _Reference:
     """The older checkpoint, or nothing; once reading it fails it is nothing for good."""
 
-    def __init__(self, opened: OpenedPath | None) -> None:
+    def __init__(self, checkpoint: OpenCheckpoint | None, opened: OpenedPath | None = None) -> None:
+        self._checkpoint = checkpoint
         self._opened = opened
-        self._specs = {s.name: s for s in opened.checkpoint.tensors} if opened else {}
+        self._specs = {s.name: s for s in checkpoint.tensors} if checkpoint else {}
 
     @property
     def bytes_read(self) -> int:
@@ -80,14 +106,14 @@ class _Reference:
 
     @property
     def step(self) -> int | None:
-        return self._opened.checkpoint.step if self._opened else None
+        return self._checkpoint.step if self._checkpoint else None
 
     def drift_against(self, spec: TensorSpec) -> PairedDrift | None:
         """Begin to compare a tensor, None when the older checkpoint holds none of its name and shape."""
         old = self._specs.get(spec.name)
-        if self._opened is None or old is None or old.shape != spec.shape or old.problem is not None:
+        if self._checkpoint is None or old is None or old.shape != spec.shape or old.problem is not None:
             return None
-        return PairedDrift(spec.n_elements, self._opened.checkpoint.chunks(old))
+        return PairedDrift(spec.n_elements, self._checkpoint.chunks(old))
 
     def give_up(self, error: ReadError) -> None:
         _LOG.info("no exact drift, the reference cannot be read: %s", error)
@@ -122,7 +148,7 @@ def _open_reference(
         return
     try:
         small = options.drift == "exact" or opened.file.size_bytes <= options.exact_drift_bytes_max
-        yield _Reference(opened if small else None)
+        yield _Reference(opened.checkpoint, opened) if small else _Reference(None)
     finally:
         opening.__exit__(None, None, None)
 

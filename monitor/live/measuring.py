@@ -1,0 +1,62 @@
+"""From any object that holds weights to the records that files give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from monitor.live.collections import collection
+from monitor.live.estimators import estimator_checkpoint
+from monitor.live.keras_models import keras_model
+from monitor.live.leaves import is_leaf, owners
+from monitor.live.memory import CHUNK_BYTES, memory_checkpoint
+from monitor.live.tensorflow_objects import tensorflow_object
+from monitor.live.torch_models import torch_model
+from monitor.measure.measured import Measured
+from monitor.measure.options import MeasureOptions
+from monitor.measure.snapshot import measure_checkpoint
+from monitor.read.reader import OpenCheckpoint, ReadLimits, UnsupportedError
+from monitor.read.renamed import without_wrappers
+
+_LIMITS = ReadLimits(chunk_bytes_max=CHUNK_BYTES)
+
+
+def measure(model: Any, optimizer: Any = None, *, options: MeasureOptions | None = None) -> Measured:
+    """Measure every tensor of a model in memory.
+
+    `model` is a torch.nn.Module, a Keras model or layer, a tf.train.Checkpoint or tf.Module, a fitted scikit-learn
+    estimator, or a variable, list or dict of tensors. `optimizer` is the torch or Keras optimizer that trains it, None
+    to leave it out. Names, kinds, dtypes and statistics are those of the files that the framework would write;
+    `step` is None unless the object tells it, and `bytes_read` counts the bytes of the tensors. Raises UnsupportedError
+    (a ReadError) for an object of another kind, or without any tensor.
+    """
+    checkpoint, framework = opened(model, optimizer)
+    return measure_checkpoint(checkpoint, options or MeasureOptions(), format=framework)
+
+
+def opened(model: Any, optimizer: Any = None) -> tuple[OpenCheckpoint, str]:
+    """Return an object as an open checkpoint, and the framework that it is of."""
+    checkpoint, framework = _opened(model, optimizer)
+    if not checkpoint.tensors:
+        raise UnsupportedError(f"the {type(model).__name__} holds no tensors; has it been built and fitted?")
+    return without_wrappers(checkpoint, _LIMITS), framework
+
+
+def _opened(model: Any, optimizer: Any) -> tuple[OpenCheckpoint, str]:
+    packages = owners(model)
+    if packages & {"keras", "tf_keras"} and hasattr(model, "variables"):
+        return memory_checkpoint(keras_model(model, optimizer, _LIMITS), _LIMITS), "keras"
+    if "torch" in packages and hasattr(model, "named_parameters"):
+        return memory_checkpoint(torch_model(model, optimizer), _LIMITS), "torch"
+    if "tensorflow" in packages and not is_leaf(model) and not isinstance(model, list | tuple | Mapping):
+        return memory_checkpoint(tensorflow_object(model, optimizer, _LIMITS), _LIMITS), "tensorflow"
+    if optimizer is not None:
+        raise UnsupportedError(f"an optimizer cannot be measured beside a {type(model).__name__}")
+    if "sklearn" in packages:
+        return estimator_checkpoint(model, _LIMITS), "sklearn"
+    if is_leaf(model) or isinstance(model, Mapping | list | tuple):
+        return memory_checkpoint(collection(model, _LIMITS), _LIMITS), "memory"
+    raise UnsupportedError(
+        f"a {type(model).__module__}.{type(model).__name__} is not measured; give a model of PyTorch, Keras, "
+        "TensorFlow or scikit-learn, or a list or dict of arrays"
+    )
