@@ -205,8 +205,8 @@ class ReaderConformance(ABC):
 
     def test_reading_imports_runs_and_writes_nothing(self, file: Path) -> None:
         read_whole(file)  # what is imported late is imported now
-        before = set(sys.modules)
         with audited() as events:
+            before = set(sys.modules)
             read_whole(file)
         assert events == []
         assert set(sys.modules) == before

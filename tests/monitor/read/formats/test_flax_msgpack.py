@@ -1,4 +1,3 @@
-import encodings.cp437  # noqa: F401 - JAX imports it late, in a thread of its own
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
