@@ -28,6 +28,7 @@ DIRECTORY_READERS = {
     "peft": "monitor.read.formats.peft:PeftReader",
     "saved_model": "monitor.read.formats.saved_model:SavedModelReader",
     "tf_checkpoint": "monitor.read.formats.tf_checkpoint:TfCheckpointReader",
+    "onnx_external": "monitor.read.formats.onnx_external:OnnxExternalReader",
     "sharded": "monitor.read.formats.sharded:ShardedReader",
 }
 DIRECTORY_ENTRY_POINT_GROUP = "ckptwatch.directory_readers"

@@ -39,6 +39,7 @@ READERS = {
     "keras": "monitor.read.formats.keras:KerasReader",
     "npy": "monitor.read.formats.npy:NpyReader",
     "npz": "monitor.read.formats.npz:NpzReader",
+    "onnx": "monitor.read.formats.onnx:OnnxReader",
     "pickle": "monitor.read.formats.pickle:PickleReader",
     "safetensors": "monitor.read.formats.safetensors:SafetensorsReader",
     "skops": "monitor.read.formats.skops:SkopsReader",
