@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from monitor.read.reader import IncompleteError
+from monitor.read.registry import open_path
+from monitor.watch.runs import resolve_roots, step_from_path
+from storage.records import TensorKind
+from tests.conformance.unit import UnitConformance
+from tests.support.hf_truth import assert_is_truth
+from tests.support.reading import read_whole
+
+
+class TestAccelerate(UnitConformance):
+    format: ClassVar[str] = "accelerate"
+    needed: ClassVar[tuple[str, ...]] = ("model.safetensors", "random_states_0.pkl")
+
+    def place(self, directory: Path, request: pytest.FixtureRequest) -> Path:
+        base: Path = request.getfixturevalue("hf_checkpoints")
+        made = base / "units" / "accelerate" / "checkpoints" / "checkpoint_1"
+        return Path(shutil.copytree(made, directory / "checkpoint_1"))
+
+
+@pytest.mark.parametrize(("number", "truth"), [(1, "accelerate"), (2, "accelerate_bin")])
+def test_every_tensor_is_what_was_in_memory(hf_checkpoints: Path, number: int, truth: str) -> None:
+    whole = read_whole(hf_checkpoints / "units" / "accelerate" / "checkpoints" / f"checkpoint_{number}")
+    assert_is_truth(whole, hf_checkpoints / "truth" / f"{truth}.npz")
+    assert whole.specs["1.weight"].kind is TensorKind.PARAMETER
+    assert whole.scalars["optimizer.param_groups.0.betas.1"] == 0.97
+    assert whole.scalars["scheduler.last_epoch"] == 2
+
+
+def test_the_step_is_that_of_an_object_of_the_user_and_not_the_count_of_saves(hf_checkpoints: Path) -> None:
+    checkpoints = hf_checkpoints / "units" / "accelerate" / "checkpoints"
+    assert [read_whole(checkpoints / f"checkpoint_{n}").step for n in (0, 1)] == [100, 200]
+    assert read_whole(checkpoints / "checkpoint_1").epoch == 2.0
+
+
+def test_a_checkpoint_of_a_training_script_has_its_step_in_its_name(tmp_path: Path, hf_checkpoints: Path) -> None:
+    made = hf_checkpoints / "units" / "accelerate" / "checkpoints" / "checkpoint_1"
+    unit = Path(shutil.copytree(made, tmp_path / "run" / "checkpoint-500"))
+    (unit / "custom_checkpoint_0.pkl").unlink()
+    whole = read_whole(unit)
+    assert (whole.format, whole.step) == ("accelerate", None)
+    assert step_from_path(str(unit)) == 500
+    (root,) = resolve_roots([(str(tmp_path), "root")])
+    assert root.run_of(f"{unit}/") == "root/run"
+
+
+def test_an_optimizer_without_random_states_is_waited_for(tmp_path: Path, hf_checkpoints: Path) -> None:
+    made = hf_checkpoints / "units" / "accelerate" / "checkpoints" / "checkpoint_1"
+    unit = Path(shutil.copytree(made, tmp_path / "checkpoint_1"))
+    (unit / "random_states_0.pkl").unlink()
+    with pytest.raises(IncompleteError, match="random_states_0"), open_path(str(unit)):
+        pass
