@@ -115,10 +115,10 @@ def torch_checkpoint(result: PickleResult, storages: TensorStorages, limits: Rea
     progress = flat.progress
     step, epoch = progress.step, progress.epoch
     if step is None:
-        steps = (as_step(_single(tensor, storages, reader)) for tensor in progress.step_tensors)
+        steps = (as_step(single_value(tensor, storages, reader)) for tensor in progress.step_tensors)
         step = next((value for value in steps if value is not None), None)
     if epoch is None:
-        epochs = (as_epoch(_single(tensor, storages, reader)) for tensor in progress.epoch_tensors)
+        epochs = (as_epoch(single_value(tensor, storages, reader)) for tensor in progress.epoch_tensors)
         epoch = next((value for value in epochs if value is not None), None)
     return TorchCheckpoint(
         step=step,
@@ -164,7 +164,7 @@ def _identity(tensor: FoundTensor) -> tuple[object, ...]:
     return (where, tensor.dtype, tensor.offset, tensor.shape, tensor.strides, flags)
 
 
-def _single(tensor: FoundTensor, storages: TensorStorages, reader: ChunkReader) -> int | float | None:
+def single_value(tensor: FoundTensor, storages: TensorStorages, reader: ChunkReader) -> int | float | None:
     """Return the value of a tensor of one real element, None for any other."""
     if tensor.problem is not None or prod(tensor.shape) != 1 or DTYPES[tensor.dtype].kind not in "iuf":
         return None

@@ -83,7 +83,7 @@ def _engine_state(trained: Trained, module: dict[str, torch.Tensor], n_ranks: in
 def write_stage_2(
     directory: Path, trained: Trained, n_ranks: int, *, prefix: str = "", mp_rank: int = 0, **more: Any
 ) -> None:
-    """Write what stages 1 and 2 save, with bf16 weights in the model; `prefix` "bf16_" with padding, as that optimizer."""
+    """Write what stages 1 and 2 save, with bf16 weights in the model; `prefix` "bf16_" keeps padding."""
     directory.mkdir(parents=True, exist_ok=True)
     module = {name: value.to(torch.bfloat16) for name, value in trained.weights.items()}
     state = _engine_state(trained, {**module, "steps_seen": torch.tensor(7)}, n_ranks, **more)
