@@ -14,16 +14,24 @@ from collections.abc import Callable, Mapping, Sequence
 from storage.records import TensorKind, TensorSummary
 
 _SECOND_MOMENT = re.compile(r"optimizer\.state\.(\d{1,9})\.exp_avg_sq")
+_NAMED_SECOND_MOMENT = re.compile(r"optimizer\.state\.(.+)\.exp_avg_sq")
+_GROUP_BETA2 = re.compile(r"optimizer\.param_groups\.\d+\.betas\.1")
 
 
 def mean_squared_gradients(tensors: Sequence[TensorSummary], scalars: Mapping[str, float]) -> dict[str, float]:
     """Map parameter names to the mean over elements of their bias-corrected second moment.
 
-    PyTorch numbers the state by position in the optimizer, not by name. The numbers are matched with the parameters
-    by their sequence of shapes: in the order of the model, or matrices before vectors, as trainers arrange them that
-    exempt vectors from weight decay. Empty when neither sequence fits exactly, or when beta2 is unknown.
+    Where the reader could tell whose state it is, the state bears the parameter's name. Otherwise PyTorch numbers it by
+    position in the optimizer. The numbers are matched with the parameters by their sequence of shapes: in the order of
+    the model, or matrices before vectors, as trainers arrange them that exempt vectors from weight decay. Empty when
+    neither sequence fits exactly, or when beta2 is unknown (with names: when groups differ in it).
     Formula: Kingma and Ba 2015, algorithm 1: v_hat = v / (1 - beta2^t).
     """
+    steps = {**scalars, **{t.name: t.mean for t in tensors if t.name.endswith(".step")}}
+    step_of = steps.get
+    named = _named_second_moments(tensors)
+    if named:
+        return _corrected(list(named), list(named.values()), step_of, _only_beta2(scalars))
     moments = _second_moments(tensors)
     parameters = [t for t in tensors if t.kind is TensorKind.PARAMETER and t.tied_to is None]
     if not moments or len(moments) != len(parameters):
@@ -31,8 +39,22 @@ def mean_squared_gradients(tensors: Sequence[TensorSummary], scalars: Mapping[st
     vectors_last = sorted(parameters, key=lambda t: len(t.shape) < 2)
     for candidate in (parameters, vectors_last):
         if all(p.shape == m.shape for p, (_, m) in zip(candidate, moments, strict=True)):
-            return _corrected(candidate, moments, {t.name: t for t in tensors}, scalars)
+            beta2_of = _beta2_by_index(scalars)
+            beta2s = {tensor.name: beta2_of(index) for index, tensor in moments}
+            return _corrected([p.name for p in candidate], [tensor for _, tensor in moments], step_of, beta2s.get)
     return {}
+
+
+def _named_second_moments(tensors: Sequence[TensorSummary]) -> dict[str, TensorSummary]:
+    """Return the second moments that bear the name of a parameter, by that name."""
+    names = {t.name for t in tensors if t.kind is TensorKind.PARAMETER}
+    return {
+        match[1]: tensor
+        for tensor in tensors
+        if tensor.kind is TensorKind.OPTIMIZER
+        and (match := _NAMED_SECOND_MOMENT.fullmatch(tensor.name))
+        and match[1] in names
+    }
 
 
 def _second_moments(tensors: Sequence[TensorSummary]) -> list[tuple[int, TensorSummary]]:
@@ -45,24 +67,29 @@ def _second_moments(tensors: Sequence[TensorSummary]) -> list[tuple[int, TensorS
 
 
 def _corrected(
-    parameters: Sequence[TensorSummary],
-    moments: Sequence[tuple[int, TensorSummary]],
-    by_name: Mapping[str, TensorSummary],
-    scalars: Mapping[str, float],
+    names: Sequence[str],
+    moments: Sequence[TensorSummary],
+    step_of: Callable[[str], float | None],
+    beta2_of: Callable[[str], float | None],
 ) -> dict[str, float]:
-    beta2_of = _beta2_by_index(scalars)
+    """Return what is known of parameters; `moments` are in the same order, `beta2_of` takes the name of a moment."""
     result: dict[str, float] = {}
-    for parameter, (index, moment) in zip(parameters, moments, strict=True):
-        step_name = f"optimizer.state.{index}.step"
-        step_tensor = by_name.get(step_name)
-        step = step_tensor.mean if step_tensor is not None else scalars.get(step_name)
-        beta2 = beta2_of(index)
+    for name, moment in zip(names, moments, strict=True):
+        step = step_of(moment.name.removesuffix("exp_avg_sq") + "step")
+        beta2 = beta2_of(moment.name)
         if beta2 is None or step is None or step < 1 or moment.mean is None or moment.mean < 0 or moment.n_nonfinite:
             continue
         value = moment.mean / -math.expm1(step * math.log(beta2))
         if math.isfinite(value):
-            result[parameter.name] = value
+            result[name] = value
     return result
+
+
+def _only_beta2(scalars: Mapping[str, float]) -> Callable[[str], float | None]:
+    """Return a function that gives the beta2 which all parameter groups have, None where they differ."""
+    found = {value for name, value in scalars.items() if _GROUP_BETA2.fullmatch(name)}
+    beta2 = found.pop() if len(found) == 1 else None
+    return lambda _: beta2 if beta2 is not None and 0 < beta2 < 1 else None
 
 
 def _beta2_by_index(scalars: Mapping[str, float]) -> Callable[[int], float | None]:

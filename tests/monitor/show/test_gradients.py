@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -88,3 +89,22 @@ FITTING = (parameter("a.weight", (4, 3)), parameter("a.bias", (4,)), *state(0, (
 def test_nothing_is_guessed(tensors: Sequence[TensorSummary], scalars: dict[str, float]) -> None:
     assert FITTING[0].name in mean_squared_gradients(FITTING, SCALARS)
     assert mean_squared_gradients(tensors, scalars) == {}
+
+
+def test_state_that_bears_its_parameters_names_needs_no_guess() -> None:
+    def named(name: str, shape: tuple[int, ...], mean: float) -> list[TensorSummary]:
+        moment, step = state(0, shape, mean)
+        prefix = f"optimizer.state.{name}"
+        return [replace(moment, name=f"{prefix}.exp_avg_sq"), replace(step, name=f"{prefix}.step")]
+
+    tensors = [
+        parameter("a.weight", (4, 3)),
+        parameter("b.weight", (4, 3)),
+        *named("b.weight", (4, 3), 2.0),
+        *named("a.weight", (4, 3), 1.0),
+        *named("stranger", (4, 3), 3.0),
+    ]
+    correction = 1 - BETA2**10
+    found = mean_squared_gradients(tensors, SCALARS)
+    assert found == pytest.approx({"a.weight": 1.0 / correction, "b.weight": 2.0 / correction})
+    assert mean_squared_gradients(tensors, {**SCALARS, "optimizer.param_groups.1.betas.1": 0.9}) == {}
