@@ -172,7 +172,8 @@ class Delivery:
             return lane.resend_at
         with self._database.read() as session:
             alerts = telling.told_alerts(session, name, resolved_since=now - RESEND_RESOLVED_SECONDS)
-        links = {alert.run: link for alert in alerts if (link := self._extras.link_of(alert.run)) is not None}
+        runs = {told.alert.run for told in alerts}
+        links = {run: link for run in runs if (link := self._extras.link_of(run)) is not None}
         error = _call(lambda: notifier.resend(alerts, links)) if alerts else None
         if error is None:
             lane.n_resends_failed = 0

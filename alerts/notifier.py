@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from storage.records import Alert, Notification
+from storage.records import Notification, ToldAlert
 
 SEND_SECONDS_MAX = 10.0
 PATH_CHARACTERS_MAX = 4096  # a path is copied and pasted, so it is not shortened below PATH_MAX
@@ -72,7 +72,7 @@ class Resending(Protocol):
 
     resend_seconds: float
 
-    def resend(self, alerts: Sequence[Alert], links: Mapping[str, str]) -> None:
+    def resend(self, alerts: Sequence[ToldAlert], links: Mapping[str, str]) -> None:
         """Post the present state of alerts; `links` are the addresses of the runs' pages. Raise DeliveryError."""
 
 

@@ -426,3 +426,12 @@ class Silence:
     created_at: float
     ends_at: float
     comment: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToldAlert:
+    """An alert that a notifier was to be told of, with the last good checkpoint that its last message named."""
+
+    alert: Alert
+    last_good_step: int | None
+    last_good_path: str | None

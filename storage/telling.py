@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from sqlalchemy import Select, and_, exists, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy import Select, and_, exists, func, or_, select
+from sqlalchemy.orm import Session, aliased
 
 from storage import rows
 from storage.models import AlertRow, OutboxRow, RunRow, SilenceRow, table
-from storage.records import Alert, AlertState, Silence
+from storage.records import Alert, AlertState, Silence, ToldAlert
 
 ALERTS_MAX: Final = 10_000
 SILENCES_MAX: Final = 1000
@@ -20,22 +20,38 @@ SILENCES_MAX: Final = 1000
 
 def untold_alerts(session: Session, run: str) -> list[Alert]:
     """Return the firing alerts of a run about whose present episode no message was ever queued, oldest first."""
-    statement = _alerts().where(RunRow.name == run, AlertRow.state == AlertState.FIRING.value, ~_message_of_alert())
-    statement = statement.order_by(AlertRow.opened_at, AlertRow.id).limit(ALERTS_MAX)
-    return [rows.alert_record(row) for row in session.execute(statement)]
-
-
-def told_alerts(session: Session, notifier: str, *, resolved_since: float) -> list[Alert]:
-    """Return the alerts a notifier was to be told of that fire, or were resolved since then; oldest first."""
     statement = _alerts().where(
-        or_(
-            AlertRow.state == AlertState.FIRING.value,
-            and_(AlertRow.state == AlertState.RESOLVED.value, AlertRow.resolved_at >= resolved_since),
-        ),
-        _message_of_alert(notifier),
+        RunRow.name == run, AlertRow.state == AlertState.FIRING.value, ~exists().where(_is_about_alert())
     )
     statement = statement.order_by(AlertRow.opened_at, AlertRow.id).limit(ALERTS_MAX)
     return [rows.alert_record(row) for row in session.execute(statement)]
+
+
+def told_alerts(session: Session, notifier: str, *, resolved_since: float) -> list[ToldAlert]:
+    """Return the alerts a notifier was to be told of that fire, or were resolved since then; oldest first."""
+    last = aliased(OutboxRow)
+    newest_message = (
+        select(func.max(OutboxRow.id))
+        .where(_is_about_alert(), OutboxRow.notifier == notifier)
+        .correlate(AlertRow)
+        .scalar_subquery()
+    )
+    statement = (
+        _alerts()
+        .add_columns(last.last_good_step, last.last_good_path)
+        .join(last, last.id == newest_message)
+        .where(
+            or_(
+                AlertRow.state == AlertState.FIRING.value,
+                and_(AlertRow.state == AlertState.RESOLVED.value, AlertRow.resolved_at >= resolved_since),
+            )
+        )
+    )
+    statement = statement.order_by(AlertRow.opened_at, AlertRow.id).limit(ALERTS_MAX)
+    return [
+        ToldAlert(alert=rows.alert_record(row), last_good_step=row.last_good_step, last_good_path=row.last_good_path)
+        for row in session.execute(statement)
+    ]
 
 
 def silences(session: Session, *, now: float, limit: int = SILENCES_MAX) -> list[Silence]:
@@ -49,8 +65,5 @@ def _alerts() -> Select[Any]:
     return select(*table(AlertRow).c, RunRow.name.label("run")).join(RunRow, RunRow.id == AlertRow.run_id)
 
 
-def _message_of_alert(notifier: str | None = None) -> Any:
-    conditions = [OutboxRow.fingerprint == AlertRow.fingerprint, OutboxRow.episode == AlertRow.episode]
-    if notifier is not None:
-        conditions.append(OutboxRow.notifier == notifier)
-    return exists().where(*conditions)
+def _is_about_alert() -> Any:
+    return and_(OutboxRow.fingerprint == AlertRow.fingerprint, OutboxRow.episode == AlertRow.episode)

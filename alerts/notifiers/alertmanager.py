@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, m
 from alerts.message import time_text
 from alerts.notifier import SEND_SECONDS_MAX, Message, printable, printable_path
 from alerts.transport import PostLimits, check_token, check_url, post_or_raise
-from storage.records import Alert, AlertState, Notification
+from storage.records import Alert, AlertState, Notification, ToldAlert
 
 PATH = "/api/v2/alerts"
 LABEL_CHARACTERS_MAX = 200
@@ -96,15 +96,17 @@ class AlertmanagerNotifier:
 
     def send(self, notification: Notification, content: Message) -> None:
         """Post one alert as it was when the message was queued; raise DeliveryError unless it was taken."""
-        good = notification.last_good_path
-        more = {} if good is None else {"last_good_checkpoint": printable_path(good)}
-        self._post([posted(notification.alert, labels=self._labels, link=content.link, more=more)])
+        alert, good = notification.alert, notification.last_good_path
+        self._post([posted(alert, labels=self._labels, link=content.link, last_good_path=good)])
 
-    def resend(self, alerts: Sequence[Alert], links: Mapping[str, str]) -> None:
+    def resend(self, alerts: Sequence[ToldAlert], links: Mapping[str, str]) -> None:
         """Post the present state of alerts again, in batches; `links` are the addresses of runs' pages by run."""
-        for start in range(0, len(alerts), BATCH_ALERTS_MAX):
-            batch = alerts[start : start + BATCH_ALERTS_MAX]
-            self._post([posted(alert, labels=self._labels, link=links.get(alert.run)) for alert in batch])
+        documents = [
+            posted(told.alert, labels=self._labels, link=links.get(told.alert.run), last_good_path=told.last_good_path)
+            for told in alerts
+        ]
+        for start in range(0, len(documents), BATCH_ALERTS_MAX):
+            self._post(documents[start : start + BATCH_ALERTS_MAX])
 
     def _post(self, alerts: Sequence[Mapping[str, Any]]) -> None:
         body = json.dumps(alerts).encode("ascii")
@@ -112,18 +114,19 @@ class AlertmanagerNotifier:
 
 
 def posted(
-    alert: Alert, *, labels: Mapping[str, str], link: str | None = None, more: Mapping[str, str] | None = None
+    alert: Alert, *, labels: Mapping[str, str], link: str | None = None, last_good_path: str | None = None
 ) -> dict[str, Any]:
     """Return one alert as API v2 takes it.
 
     `endsAt` is given for what is over; for what fires it is left out, so that Alertmanager ends it by itself
-    (`resolve_timeout`, 5 minutes) when nobody re-sends it. `more` are further annotations.
+    (`resolve_timeout`, 5 minutes) when nobody re-sends it.
     """
     annotations = {
         "summary": printable(alert.summary, ANNOTATION_CHARACTERS_MAX),
         "since": time_text(alert.opened_at),
-        **(more or {}),
     }
+    if last_good_path is not None:
+        annotations["last_good_checkpoint"] = printable_path(last_good_path)
     if alert.subject:
         annotations["subject"] = printable(alert.subject, ANNOTATION_CHARACTERS_MAX)
     for name, value in (("step", alert.step), ("value", alert.value), ("threshold", alert.threshold)):

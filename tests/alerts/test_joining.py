@@ -18,7 +18,7 @@ from alerts.notifier import DeliveryError, Message
 from alerts.notifiers.slack import payload
 from storage import queries, writer
 from storage.database import Database
-from storage.records import Alert, AlertState, Notification, Severity
+from storage.records import Alert, AlertState, Notification, Severity, ToldAlert
 from tests.support.alert_series import START
 from tests.support.daemons import wait_for
 from tests.support.golden import check_golden
@@ -56,11 +56,11 @@ class Forgetful(Joining):
         self.links: Mapping[str, str] = {}
         self.down = False
 
-    def resend(self, alerts: Sequence[Alert], links: Mapping[str, str]) -> None:
+    def resend(self, alerts: Sequence[ToldAlert], links: Mapping[str, str]) -> None:
         if self.down:
             raise DeliveryError("down")
         self.links = links
-        self.resent.append([(alert.fingerprint, alert.state.value) for alert in alerts])
+        self.resent.append([(told.alert.fingerprint, told.alert.state.value) for told in alerts])
 
 
 class Clock:

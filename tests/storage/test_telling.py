@@ -16,16 +16,16 @@ def store(database: Database, *alerts: Alert) -> None:
             writer.save_alert(session, alert)
 
 
-def tell(database: Database, alert: Alert, notifier: str = "pager") -> None:
+def tell(database: Database, alert: Alert, notifier: str = "pager", reason: str = "firing", good: int = 6) -> None:
     with database.write() as session:
         assert writer.enqueue(
             session,
             notifier=notifier,
-            reason="firing",
+            reason=reason,
             alert=alert,
-            deduplication_key=f"{alert.fingerprint}-{alert.episode}",
-            last_good_step=None,
-            last_good_path=None,
+            deduplication_key=f"{alert.fingerprint}-{alert.episode}-{reason}",
+            last_good_step=good,
+            last_good_path=f"/data/{good}.pt",
             now=1.0,
             due_at=1.0,
         )
@@ -39,7 +39,7 @@ def untold(database: Database, run: str = "gpt") -> list[str]:
 def told(database: Database, notifier: str = "pager", since: float = 50.0) -> list[tuple[str, str]]:
     with database.read() as session:
         found = telling.told_alerts(session, notifier, resolved_since=since)
-    return [(alert.fingerprint, alert.state.value) for alert in found]
+    return [(told.alert.fingerprint, told.alert.state.value) for told in found]
 
 
 def test_untold_is_what_fires_and_never_had_a_message(database: Database) -> None:
@@ -67,6 +67,16 @@ def test_told_is_what_this_notifier_heard_of_and_what_is_not_long_over(database:
         tell(database, alert)
     assert told(database) == [("f1", "firing"), ("f2", "resolved")]
     assert told(database, "mail") == []
+
+
+def test_told_alerts_come_with_the_last_good_checkpoint_of_their_last_message(database: Database) -> None:
+    store(database, FIRING)
+    tell(database, FIRING)
+    tell(database, FIRING, "mail", good=9)
+    tell(database, FIRING, reason="repeat", good=7)
+    with database.read() as session:
+        (found,) = telling.told_alerts(session, "pager", resolved_since=0.0)
+    assert (found.last_good_step, found.last_good_path) == (7, "/data/7.pt")
 
 
 def test_a_silence_lasts_until_its_end_and_can_be_ended_once(database: Database) -> None:

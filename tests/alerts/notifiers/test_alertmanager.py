@@ -12,7 +12,7 @@ from alerts.message import compose
 from alerts.notifier import Notifier, Resending
 from alerts.notifiers.alertmanager import BATCH_ALERTS_MAX, AlertmanagerNotifier, posted
 from alerts.registry import OptionsError, notifier_config
-from storage.records import AlertState
+from storage.records import AlertState, ToldAlert
 from tests.support.alert_series import START
 from tests.support.golden import check_golden
 from tests.support.notifier_conformance import NotifierConformance, make_notification
@@ -53,6 +53,16 @@ def test_the_golden_documents() -> None:
     check_golden("alertmanager_resolved.json", [posted(OVER, labels=labels)])
 
 
+def test_what_is_sent_again_equals_what_was_sent_first(receiver: HttpReceiver) -> None:
+    notifier = alertmanager(receiver.url)
+    notification = make_notification(alert=FIRING)
+    notifier.send(notification, compose(notification))
+    path = notification.last_good_path
+    notifier.resend([ToldAlert(alert=FIRING, last_good_step=6, last_good_path=path)], {})
+    first, second = (request.document for request in receiver.received)
+    assert first == second
+
+
 def test_labels_stay_equal_while_everything_else_changes() -> None:
     later = replace(OVER, value=99.0, threshold=1.0, step=8, summary="other", subject="b", details=(), n_seen=9)
     assert posted(FIRING, labels={})["labels"] == posted(later, labels={})["labels"]
@@ -78,12 +88,14 @@ def test_many_alerts_are_sent_again_in_batches_with_the_pages_of_their_runs(rece
     notifier = alertmanager(receiver.url)
     assert isinstance(notifier, Resending)
     alerts = [replace(FIRING, fingerprint=f"{n:016x}") for n in range(BATCH_ALERTS_MAX + 3)]
-    notifier.resend(alerts, {"gpt": "https://example.org/runs/gpt"})
+    told = [ToldAlert(alert=alert, last_good_step=6, last_good_path="/data/c-6.pt") for alert in alerts]
+    notifier.resend(told, {"gpt": "https://example.org/runs/gpt"})
     documents = [request.document for request in receiver.received]
     assert [len(document) for document in documents] == [BATCH_ALERTS_MAX, 3]
     assert {posted["labels"]["fingerprint"] for batch in documents for posted in batch} == {
         alert.fingerprint for alert in alerts
     }
+    assert documents[1][2]["annotations"]["last_good_checkpoint"] == "/data/c-6.pt"
     assert documents[0][0]["generatorURL"] == "https://example.org/runs/gpt"
 
 
