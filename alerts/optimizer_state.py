@@ -1,8 +1,8 @@
 """What an optimizer's saved state looks like by its tensors' names, and what Adam's can and cannot be. Pure.
 
 State tensors are named `optimizer.state.<key>.<part>` (`optimizer.1.` for a second one), numbers beside them
-`optimizer.param_groups.<g>.<name>`. A checkpoint rarely says which parameter a state belongs to, so states are looked
-at on their own.
+`optimizer.param_groups.<g>.<name>`. The key is the parameter's name where the reader could tell it, else its number in
+the optimizer; so states are looked at on their own.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from storage.records import Histogram, TensorSummary
 
-_PART = re.compile(r"^(?P<optimizer>optimizer(?:\.\d+)?)\.state\.(?P<key>[^.]+)\.(?P<part>\w+)$")
+_PART = re.compile(r"^(?P<optimizer>optimizer(?:\.\d+)?)\.state\.(?P<key>.+)\.(?P<part>\w+)$")
 _ADAM_PARTS = frozenset({"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "mu_product"})
 _MAGNITUDE_SHIFT = 49  # a histogram's bin is a float64's exponent and the top three bits of its mantissa
 _MAGNITUDES = 2**14 - 8
@@ -74,11 +74,12 @@ def _groups(optimizer: str, scalars: Mapping[str, float]) -> list[tuple[float, M
 
 
 def _options(key: str, groups: list[tuple[float, Mapping[str, float]]]) -> Mapping[str, float]:
-    """Return the plain numbers of the group that holds a state: torch numbers parameters group after group."""
-    if len(groups) == 1:
-        return groups[0][1]
-    if not key.isdecimal() or not groups:
-        return {}
+    """Return the plain numbers of the group that holds a state: torch counts parameters group after group."""
+    if len(groups) == 1 or not groups:
+        return groups[0][1] if groups else {}
+    if not key.isdecimal():  # named after its parameter: what all groups agree on holds for it
+        first = groups[0][1]
+        return {k: v for k, v in first.items() if all(options.get(k) == v for _, options in groups)}
     index = float(key)
     for length, options in groups:
         if index < length:

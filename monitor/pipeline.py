@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from alerts.engine import Engine, RecordOutcome
+from monitor.logbook.reading import log_scalars
 from monitor.measure.assemble import Reference, assemble, failed
 from monitor.measure.codec import measured_from_json
 from monitor.measure.options import MeasureOptions
@@ -109,6 +110,8 @@ class Pipeline:
                 )
         if stored is None or flight.compared is None or stored.id != flight.compared.id:
             measured = dataclasses.replace(measured, exact_drifts=())
+        logged = log_scalars(checkpoint.path, checkpoint.root, step=step, after=stored.step if stored else None)
+        measured = dataclasses.replace(measured, scalars={**measured.scalars, **logged})
         snapshot = assemble(
             checkpoint,
             measured,

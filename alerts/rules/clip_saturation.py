@@ -19,7 +19,7 @@ from alerts.rule import Needs, Outcome, number, quiet, step_text
 from storage.records import Severity, Window
 
 LIMIT = re.compile(r"(?:^|\.)(max_grad_norm|grad_clip|gradient_clip_val|clip_grad|clip_grad_norm|grad_norm_clip)$")
-PINNED_SPREAD = 1.01  # highest over lowest of the last norms; free gradients scatter more
+PINNED_SPREAD = 1.001  # highest over lowest of the last norms; free gradients scatter more
 
 
 class ClipSaturation:

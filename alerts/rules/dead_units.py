@@ -45,7 +45,8 @@ class DeadUnits:
             return quiet(reason)
         held = [s for s in adam_states(window.tensors, window.scalars) if sum(axis > 1 for axis in s.shape) >= 2]
         tables = {t.shape for t in matrices(window.tensors) if TABLE.search(t.name)}
-        held = [s for s in held[1:] if s.shape not in tables and s.parts["exp_avg"].n_elements >= ELEMENTS_MIN]
+        held = [s for s in held[1:] if s.shape not in tables and not TABLE.search(s.name)]
+        held = [s for s in held if s.parts["exp_avg"].n_elements >= ELEMENTS_MIN]
         held = [s for s in held if (s.step or 0.0) >= options.steps_min]
         if not held:
             return quiet(f"no matrix behind the first with Adam's state after {options.steps_min} steps or more")

@@ -23,6 +23,7 @@ WEIGHT_UPDATE = "weight_update"
 SOURCE_TEXT = {
     "adam_window": "Adam second moment, over the steps since the checkpoint before",
     "adam_ema": "Adam second moment, running average",
+    "logged": "the norms that training logged",
     WEIGHT_UPDATE: "weight update per step (no usable optimizer state)",
 }
 
@@ -172,6 +173,7 @@ def _finding(run: str, newest: StoredSnapshot, source: str, last: Point, judgeme
         seen_from = spike_visible_ratio(judgement.limit / judgement.baseline, gradient.window_steps, gradient.beta2)
         if seen_from is not None:
             details.append(("Detection power", f"a one-step spike shows from {number(seen_from)} times the usual"))
+    if gradient is not None and gradient.source != "logged":
         details.append(("Note", "gradients in optimizer state are after clipping and loss-scale removal"))
     if newest.update_ratio is not None and source != WEIGHT_UPDATE:
         details.append(("Weight update per step", number(newest.update_ratio)))

@@ -15,6 +15,7 @@ from monitor.measure.measured import Measured
 from monitor.measure.optimizer import gradient_estimate
 from storage.records import (
     Checkpoint,
+    GradientEstimate,
     Problem,
     Snapshot,
     SnapshotStatus,
@@ -73,13 +74,23 @@ def assemble(
             measured.scalars,
             reference.tensors if reference else (),
             reference.scalars if reference else {},
-        ),
+        )
+        or _logged_gradient(measured.scalars, step, reference_step),
         first_bad_tensor=min(bad, key=lambda t: t.position).name if bad else None,
         reference_step=reference_step,
         bytes_read=measured.bytes_read,
         measured_at=measured_at,
         duration_seconds=duration_seconds,
     )
+
+
+def _logged_gradient(scalars: Mapping[str, float], step: int | None, after: int | None) -> GradientEstimate | None:
+    """Return the mean of the gradient norms that training logged since the reference, None where it logged none."""
+    norm = scalars.get("log.grad_norm")
+    if norm is None or norm < 0.0:
+        return None
+    steps = step - after if step is not None and after is not None and step > after else None
+    return GradientEstimate(norm=norm, source="logged", window_steps=steps)
 
 
 def failed(
