@@ -20,7 +20,7 @@ from monitor.commands.console import (
     load_config,
     print_json,
 )
-from monitor.commands.measuring import Order, measure_files
+from monitor.commands.measuring import Order, measure_files, size_on_disk
 from monitor.measure.assemble import assemble
 from storage.records import Checkpoint, Finding, Problem, Severity, StoredSnapshot, Window
 
@@ -88,7 +88,7 @@ def _window(path: str, found: Any) -> Window:
         epoch=found.epoch,
         status=snapshot.status,
         problem=None,
-        size_bytes=os.path.getsize(absolute),
+        size_bytes=size_on_disk(absolute) or 0,
         written_at=checkpoint.written_at,
         measured_at=now,
         n_tensors=snapshot.n_tensors,

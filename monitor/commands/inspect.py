@@ -20,7 +20,7 @@ from monitor.commands.console import (
     size,
     table,
 )
-from monitor.commands.measuring import Order, measure_files
+from monitor.commands.measuring import Order, measure_files, size_on_disk
 from monitor.measure.measured import Measured
 from storage.records import Problem, TensorSummary
 
@@ -66,7 +66,7 @@ def document(path: str, found: Measured | Problem, tensors: list[TensorSummary])
             "format": measured.format if measured else None,
             "step": measured.step if measured else None,
             "epoch": measured.epoch if measured else None,
-            "size_bytes": os.path.getsize(path) if os.path.exists(path) else None,
+            "size_bytes": size_on_disk(path),
             "n_tensors": len(measured.tensors) if measured else 0,
             "n_parameters": measured.n_parameters if measured else 0,
         },
@@ -118,7 +118,7 @@ def _chosen(found: Measured, sort: SortKey, pattern: str) -> list[TensorSummary]
 def _print_table(path: str, found: Measured, tensors: list[TensorSummary]) -> None:
     step = "no step" if found.step is None else f"step {found.step}"
     title = (
-        f"{path}: {found.format}, {step}, {size(os.path.getsize(path))}, "
+        f"{path}: {found.format}, {step}, {size(size_on_disk(path) or 0)}, "
         f"{len(found.tensors)} tensors, {found.n_parameters:,} parameters"
     )
     columns = [("tensor", "left"), ("kind", "left"), ("dtype", "left"), ("shape", "left"), ("mean", "right")]

@@ -1,4 +1,4 @@
-"""Measure single files for the commands that need no database; in a worker process, like the daemon does."""
+"""Measure single checkpoints for the commands that need no database; in a worker process, like the daemon does."""
 
 from __future__ import annotations
 
@@ -11,19 +11,32 @@ from monitor.measure.codec import measured_from_json
 from monitor.measure.measured import Measured
 from monitor.measure.options import MeasureOptions
 from monitor.measure.workers import PoolOptions, WorkerError, WorkerPool
+from monitor.read.directories import unit_files
+from monitor.read.reader import ReadError
 from storage.records import Problem, ProblemKind
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """One file to measure; `reference_path` is read beside it for exact differences, None without."""
+    """One checkpoint to measure; `reference_path` is read beside it for exact differences, None without."""
 
     path: str
     reference_path: str | None = None
 
 
+def size_on_disk(path: str) -> int | None:
+    """Return the bytes of a checkpoint, of all its files together; None when it is gone or cannot be looked at."""
+    try:
+        files = unit_files(path)
+        if files is not None:
+            return sum(file.size_bytes for file in files)
+        return None if os.path.isdir(path) else os.path.getsize(path)
+    except (OSError, ReadError):
+        return None
+
+
 def measure_files(orders: Sequence[Order]) -> list[Measured | Problem]:
-    """Measure files one after the other and return, for each, the numbers or the problem that kept them away.
+    """Measure checkpoints one after the other and return, for each, the numbers or the problem that kept them away.
 
     Raises CommandError for a path where nothing is.
     """
