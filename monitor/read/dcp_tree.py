@@ -64,6 +64,7 @@ class StateTree:
             settings = text_keyed(entries_of(inner.get("optimizer")) or []).get("param_groups")
             if settings is not None:
                 self._place((key, "param_groups"), settings)
+                self._add_step(key, settings)
             else:
                 self._place((key,), value)
 
@@ -73,6 +74,16 @@ class StateTree:
             self._place(path, _grouped(by_parameter))
         self._groups = {}
         return self.root
+
+    def _add_step(self, optimizer: str | int, settings: object) -> None:
+        """Give each parameter's state the step, which some optimizers only keep once, for a group of parameters."""
+        groups = settings if isinstance(settings, list) else []
+        steps = [text_keyed(entries_of(group) or []).get("step") for group in groups]
+        if not steps or type(steps[0]) is not int or any(step != steps[0] for step in steps if type(step) is int):
+            return
+        for path, state in self._inner.items():
+            if len(path) == 3 and path[:2] == (optimizer, "state") and "step" not in text_keyed(state.pairs):
+                state.pairs.append(("step", steps[0]))
 
     def _place(self, path: Path, value: object) -> None:
         parent = self.root

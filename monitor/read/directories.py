@@ -22,10 +22,12 @@ from storage.records import FileStat
 DIRECTORY_READERS = {
     # From the one whose names say most to the one whose names say least; see docs/formats.md.
     "deepspeed": "monitor.read.formats.deepspeed:DeepSpeedReader",
+    "megatron": "monitor.read.formats.megatron:MegatronReader",
     "torch_dcp": "monitor.read.formats.torch_dcp:TorchDcpReader",
     "hf_trainer": "monitor.read.formats.hf_trainer:HfTrainerReader",
     "accelerate": "monitor.read.formats.accelerate:AccelerateReader",
     "peft": "monitor.read.formats.peft:PeftReader",
+    "orbax": "monitor.read.formats.orbax:OrbaxReader",
     "saved_model": "monitor.read.formats.saved_model:SavedModelReader",
     "tf_checkpoint": "monitor.read.formats.tf_checkpoint:TfCheckpointReader",
     "onnx_external": "monitor.read.formats.onnx_external:OnnxExternalReader",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from monitor.read.bounded_unit import BoundedUnit, naming
 from monitor.read.inert_nodes import PickleResult
 from monitor.read.inert_pickle import parse
 from monitor.read.naming import printable
@@ -21,6 +22,7 @@ from monitor.read.zip_directory import ZipDirectory, ZipMember, read_zip_directo
 _PICKLE = "data.pkl"
 _BYTE_ORDERS = {b"little": False, b"big": True}
 _BYTE_ORDER_BYTES_MAX = 64
+_ZIP_MAGIC = b"PK\x03\x04"
 _SHOWN = 80
 
 
@@ -60,6 +62,25 @@ def open_archive(file: PositionedFile, limits: ReadLimits) -> TorchArchive:
         return directory.source(found)
 
     return TorchArchive(result, find, big_endian, file.size_bytes)
+
+
+def open_archive_in(unit: BoundedUnit, name: str, limits: ReadLimits) -> TorchArchive:
+    """Open one file of a unit as an archive whose tensors can be read; errors carry the file's name.
+
+    Raises IncompleteError for a file that is empty or begins with zeros, UnsupportedError for torch.save's older format
+    and for the byte order of other machines.
+    """
+    with naming(name):
+        file = unit.open(name)
+        head = file.head(len(_ZIP_MAGIC))
+        if not any(head):
+            raise IncompleteError("the file is empty, or begins with zeros: it is still being written")
+        if not _ZIP_MAGIC.startswith(head):
+            raise UnsupportedError("the file is not in the zip format of torch.save, the only one read here")
+        archive = open_archive(file, limits)
+        if archive.big_endian:
+            raise UnsupportedError("the values were written by a big-endian machine, which is not read here")
+        return archive
 
 
 def _pickle_member(directory: ZipDirectory) -> tuple[str, ZipMember]:

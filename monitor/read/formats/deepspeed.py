@@ -21,9 +21,10 @@ from monitor.read.merged import Part, merge
 from monitor.read.naming import printable, refine_kind
 from monitor.read.partial_sources import JoinedSource
 from monitor.read.reader import CorruptError, IncompleteError, OpenCheckpoint, ReadLimits, TensorSpec, UnsupportedError
+from monitor.read.renamed import with_named_states
 from monitor.read.sources import MemorySource
 from monitor.read.strided import ChunkReader, Layout, contiguous_strides
-from monitor.read.torch_archive import TorchArchive, open_archive
+from monitor.read.torch_archive import TorchArchive, open_archive_in
 from monitor.read.torch_storages import StoredValues, TorchCheckpoint, torch_checkpoint
 from monitor.read.unit import Claim, DirectoryListing
 from monitor.read.zero import MASTER, Flat, Placed, Shapes, place
@@ -46,7 +47,6 @@ _ABOUT_PARAMETERS = frozenset(
         *("sparse_tensor_module_names", "ds_config", "universal_checkpoint_info"),
     }
 )
-_ZIP_MAGIC = b"PK\x03\x04"
 
 
 class DeepSpeedReader:
@@ -127,7 +127,7 @@ class _Engine:
     def check(self, number: int) -> None:
         """Open the model's files, and raise IncompleteError unless every rank that they speak of has its own."""
         for rank in sorted(self.model_files):
-            self.archives.append(_open(self.unit, self.model_files[rank], self.limits))
+            self.archives.append(open_archive_in(self.unit, self.model_files[rank], self.limits))
         about = self._about(0)
         n_ranks = about.get("dp_world_size")
         if type(n_ranks) is not int or not 1 <= n_ranks <= RANKS_MAX:
@@ -149,12 +149,14 @@ class _Engine:
         if entries is None:
             raise CorruptError(f"'{self.model_files[min(self.model_files)]}' holds no dict")
         kept = Pairs()
-        kept.pairs.extend((key, value) for key, value in entries if type(key) is not str or key not in _ABOUT_PARAMETERS)
+        kept.pairs.extend(
+            (key, value) for key, value in entries if type(key) is not str or key not in _ABOUT_PARAMETERS
+        )
         result = archive.result
         pruned = PickleResult(kept, result.globals_seen, result.persistents, result.n_objects, result.n_bytes)
         opened = torch_checkpoint(pruned, archive.storages(self.limits), self.limits)
         if not self.is_sliced:
-            return opened
+            return opened if self.state_files else with_named_states(opened)
         husks = {name for group in self.shapes for name in group}
         husks |= {name for name, _ in self._frozen()}
         tensors = tuple(spec for spec in opened.tensors if spec.n_elements or spec.name not in husks)
@@ -166,7 +168,7 @@ class _Engine:
         for rank in sorted(self.state_files):
             name = self.state_files[rank]
             with naming(name):
-                state = rank_state(_open(self.unit, name, self.limits), self.limits)
+                state = rank_state(open_archive_in(self.unit, name, self.limits), self.limits)
                 if state is None:
                     raise UnsupportedError("the optimizer state is laid out in a way that is not read here")
             states.append(state)
@@ -212,20 +214,6 @@ class _Engine:
             lengths = [max(0, min(n_slice, prod(shape) - rank * n_slice)) for rank in range(len(pieces))]
             source = JoinedSource([piece.part(0, n) for piece, n in zip(pieces, lengths, strict=True)])
             yield Placed(name, MASTER, pieces[0].dtype, shape, source, None)
-
-
-def _open(unit: BoundedUnit, name: str, limits: ReadLimits) -> TorchArchive:
-    with naming(name):
-        file = unit.open(name)
-        head = file.head(len(_ZIP_MAGIC))
-        if not _ZIP_MAGIC.startswith(head) and any(head):
-            raise UnsupportedError("the file is not in the zip format of torch.save, the only one read here")
-        if not any(head):
-            raise IncompleteError("the file is empty, or begins with zeros: it is still being written")
-        archive = open_archive(file, limits)
-        if archive.big_endian:
-            raise UnsupportedError("the values were written by a big-endian machine, which is not read here")
-        return archive
 
 
 def _check_ranks(files: Mapping[int, str], n_ranks: int, what: str) -> None:
