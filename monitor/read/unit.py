@@ -6,6 +6,7 @@ Here files are listed and asked for their status, never opened.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterable, Sequence
@@ -126,6 +127,10 @@ def claimed_files(directory: str, claim: Claim, files_max: int = UNIT_FILES_MAX)
             status = os.stat(path)
         except (FileNotFoundError, NotADirectoryError):
             continue
+        except OSError as error:
+            if error.errno == errno.ELOOP:  # a link that leads in a circle is as good as gone
+                continue
+            raise
         if stat.S_ISREG(status.st_mode):
             found.append(
                 FileStat(

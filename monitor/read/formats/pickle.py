@@ -68,4 +68,5 @@ class PickleReader:
 
 
 def _begins_pickle(head: bytes) -> bool:
-    return head[:1] == b"\x80" and (len(head) < 2 or head[1] in _PROTOCOLS)
+    """Say so of bytes that begin like a pickle, and not like a safetensors file whose header is 640 bytes long."""
+    return head[:1] == b"\x80" and (len(head) < 2 or head[1] in _PROTOCOLS) and head[6:9] != b"\0\0{"

@@ -192,3 +192,8 @@ def test_reading_needs_no_framework(tmp_path: Path) -> None:
     root = Path(__file__).parents[3]
     done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() in ("set()", "{'pickle'}")  # NumPy imports pickle, we do not use it
+
+
+@pytest.mark.parametrize("n_header", [*range(0x0280, 0x0581, 0x100), 0x950280, 0x630480])
+def test_a_safetensors_header_of_any_length_is_not_taken_for_a_pickle(n_header: int) -> None:
+    assert detect(n_header.to_bytes(8, "little") + b'{"a": ', "x.bin").name == "safetensors"
