@@ -7,12 +7,11 @@ from typing import Annotated
 
 import typer
 
-from alerts.message import compose
+from alerts.message import compose, example_notification
 from alerts.notifier import DeliveryError
 from alerts.registry import build_notifier
 from monitor.commands.console import CommandError, ConfigOption, ExitCode, console, load_config
 from monitor.config import NotifierEntry, notifier_config
-from storage.records import Alert, AlertState, Notification, Severity
 
 app = typer.Typer(help="Try the configured receivers.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -50,40 +49,3 @@ def _try(index: int, entry: NotifierEntry) -> bool:
         return False
     console().print(f"{entry.label}: delivered", markup=False)
     return True
-
-
-def example_notification(notifier: str, now: float) -> Notification:
-    """Return a notification that nobody can mistake for a real one."""
-    alert = Alert(
-        fingerprint="0" * 16,
-        run="ckptwatch-test",
-        rule="test",
-        severity=Severity.INFO,
-        state=AlertState.FIRING,
-        subject="",
-        step=None,
-        value=None,
-        threshold=None,
-        unit="",
-        summary="This is a test message of ckptwatch; nothing is wrong",
-        details=(),
-        opened_at=now,
-        fired_at=now,
-        resolved_at=None,
-        last_seen_at=now,
-        n_seen=1,
-        episode=1,
-    )
-    return Notification(
-        id=0,
-        notifier=notifier,
-        reason="firing",
-        alert=alert,
-        deduplication_key=f"test-{now:.0f}",
-        last_good_step=None,
-        last_good_path=None,
-        created_at=now,
-        due_at=now,
-        n_attempts=0,
-        last_error=None,
-    )
