@@ -37,6 +37,7 @@ READERS = {
     "gguf": "monitor.read.formats.gguf:GgufReader",
     "hdf5": "monitor.read.formats.hdf5:Hdf5Reader",
     "keras": "monitor.read.formats.keras:KerasReader",
+    "lightgbm": "monitor.read.formats.lightgbm:LightgbmReader",
     "npy": "monitor.read.formats.npy:NpyReader",
     "npz": "monitor.read.formats.npz:NpzReader",
     "onnx": "monitor.read.formats.onnx:OnnxReader",
@@ -45,6 +46,7 @@ READERS = {
     "skops": "monitor.read.formats.skops:SkopsReader",
     "torch_legacy": "monitor.read.formats.torch_legacy:TorchLegacyReader",
     "torch_zip": "monitor.read.formats.torch_zip:TorchZipReader",
+    "xgboost": "monitor.read.formats.xgboost:XgboostReader",
 }
 ENTRY_POINT_GROUP = "ckptwatch.readers"
 
