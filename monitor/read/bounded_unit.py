@@ -160,6 +160,10 @@ class BoundedUnit:
         file.descriptor()
         return file
 
+    def count(self, n_bytes: int) -> None:
+        """Account for bytes that a library read by itself, as if they had been read here."""
+        self._shelf.count(n_bytes)
+
     def read(self, name: str, bytes_max: int) -> bytes:
         """Return the whole of one file; raise LimitError when it has more than `bytes_max` bytes."""
         file = self.open(name)

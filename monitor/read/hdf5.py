@@ -12,7 +12,6 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import product
 from math import prod
 from typing import Any
 
@@ -31,6 +30,7 @@ from monitor.read.reader import (
     UnsafeReferenceError,
     UnsupportedError,
 )
+from monitor.read.slabs import slabs
 from monitor.read.sources import FileSource
 from monitor.read.strided import ChunkReader, Layout, contiguous_strides
 
@@ -126,7 +126,7 @@ class Hdf5File:
         first = 0
         with self._opened() as (h5py, root):
             values = h5py.Dataset(h5py.h5d.open(root.id, dataset.raw_path))
-            for slab in _slabs(dataset.shape, max(1, self._limits.chunk_bytes_max // dtype.itemsize)):
+            for slab in slabs(dataset.shape, max(1, self._limits.chunk_bytes_max // dtype.itemsize)):
                 raw = np.ascontiguousarray(values[slab]).reshape(-1).view(np.uint8)
                 if dtype.itemsize * prod(s.stop - s.start for s in slab) != raw.size:
                     raise CorruptError(f"dataset '{printable(dataset.path, _SHOWN)}' reads as another type than it is")
@@ -385,20 +385,3 @@ def _dtype(found: Any, stated: tuple[str, ...]) -> tuple[str, bool, str | None]:
     if name not in DTYPES:
         return "", False, f"its type is none that is read: {printable(str(dtype), 100)}"
     return name, dtype.byteorder == ">", None
-
-
-def _slabs(shape: tuple[int, ...], n_max: int) -> Iterator[tuple[slice, ...]]:
-    """Cut a shape into boxes of at most `n_max` elements that follow each other in C order."""
-    inner, cut = 1, len(shape)
-    while cut > 0 and inner * shape[cut - 1] <= n_max:
-        cut -= 1
-        inner *= shape[cut]
-    rest = tuple(slice(0, size) for size in shape[cut:])
-    if cut == 0:
-        yield rest
-        return
-    size, per_slab = shape[cut - 1], max(1, n_max // inner)
-    for index in product(*(range(outer) for outer in shape[: cut - 1])):
-        outer = tuple(slice(i, i + 1) for i in index)
-        for start in range(0, size, per_slab):
-            yield (*outer, slice(start, min(start + per_slab, size)), *rest)

@@ -211,7 +211,7 @@ def _model_names(nodes: Sequence[Node], owned: frozenset[int], optimizers: froze
 
 
 def _of_key(key: str) -> str:
-    """Return a key as a name; one that is only reached through its optimizer is named by its place among the trained."""
+    """Return a key as a name; what is only reached through its optimizer is named by its place among the trained."""
     name = key.removesuffix(VALUE_SUFFIX)
     _, found, place = name.rpartition(f"/{_TRAINED}/")
     return f"{_TRAINED.lstrip('_')}/{place}" if found else name
