@@ -20,6 +20,27 @@ DEFAULT_PATTERNS: tuple[str, ...] = (
     "*.keras",
     "*.h5",
     "*.tar",  # the old PyTorch habit, mostly as .pth.tar
+    "*.joblib",
+    "*.joblib.gz",
+    "*.joblib.z",
+    "*.joblib.bz2",
+    "*.joblib.xz",
+    "*.pkl",
+    "*.pkl.gz",
+    "*.pkl.z",
+    "*.pickle",
+    "*.skops",
+    "*.onnx",
+    "*.gguf",
+    "*.msgpack",
+    "*.ubj",
+    "*.xgb",
+    "*.lgb",
+    "*.lgbm",
+    "xgb*.json",  # .json and .txt say too little without the rest of the name
+    "lgb*.txt",
+    "lightgbm*.txt",
+    "*.snapshot_iter_*",  # LightGBM's own, while it trains
 )
 
 # Files that lie beside a model's weights and hold none: random states, schedulers, arguments, token data. An
@@ -37,6 +58,7 @@ DEFAULT_EXCLUDES: tuple[str, ...] = (
     "optimizer.pt",
     "optimizer*.bin",
     "*.index.json",
+    "meta.pkl",  # the vocabulary beside training data
     "train.bin",
     "val.bin",
     "valid.bin",
