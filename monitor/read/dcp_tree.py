@@ -24,6 +24,7 @@ _STATE_KEYS = frozenset(
 )
 _PARTS_MAX = 64
 _SETTING_PARTS_MAX = 8
+_COMMON = "common_state/shard_"  # the flat name under which Megatron saves what it does not slice
 _CHAINED = re.compile(r"chained_\d+\.(?=optim)")
 
 
@@ -37,15 +38,19 @@ def tensor_node(key: str, dtype: str, shape: tuple[int, ...], n_bytes: int) -> N
 class StateTree:
     """Nested dicts, filled by path; of two leaves with one path both are kept."""
 
-    __slots__ = ("_groups", "_inner", "root")
+    __slots__ = ("_groups", "_inner", "_steps", "root")
 
     def __init__(self) -> None:
         self.root = Pairs()
         self._inner: dict[Path, Pairs] = {(): self.root}
+        self._steps: dict[str | int, object] = {}
         self._groups: dict[Path, dict[str, dict[str, object]]] = {}
 
     def put(self, path: Path, value: object) -> None:
         """Place a leaf, or a tree of nodes."""
+        if isinstance(path[0], str) and path[0].startswith(_COMMON) and len(path) == 1:
+            self.add(value)
+            return
         path = _spelled_out(path)
         if len(path) > 3 and path[-3] == "param_groups" and isinstance(path[-2], str):
             self._groups.setdefault(path[:-2], {}).setdefault(path[-2], {})[str(path[-1])] = value
@@ -55,35 +60,32 @@ class StateTree:
     def add(self, root: object) -> None:
         """Place the entries at the top of another state that was saved beside this one.
 
-        Megatron keeps the settings of its optimizer there, within an optimizer within the optimizer.
+        Megatron keeps the settings of its optimizer there, mostly within an optimizer within the optimizer.
         """
         for key, value in entries_of(root) or ():
             if not isinstance(key, str | int):
                 continue
-            inner = text_keyed(entries_of(value) or []) if isinstance(key, str) and is_optimizer_key(key) else {}
-            settings = text_keyed(entries_of(inner.get("optimizer")) or []).get("param_groups")
-            if settings is not None:
-                self._place((key, "param_groups"), settings)
-                self._add_step(key, settings)
-            else:
+            optimizer = _inner_optimizer(value) if isinstance(key, str) and is_optimizer_key(key) else None
+            if optimizer is None:
                 self._place((key,), value)
+                continue
+            self._place((key, "param_groups"), optimizer["param_groups"])
+            self._steps[key] = _common_step(optimizer)
 
     def finish(self) -> Pairs:
-        """Return the root; settings that were kept per parameter are gathered into groups of parameters."""
+        """Return the root; what was kept per parameter or only once is given to whom it belongs.
+
+        Settings per parameter are gathered into groups of parameters; a step that an optimizer keeps once goes to the
+        state of each parameter.
+        """
         for path, by_parameter in self._groups.items():
             self._place(path, _grouped(by_parameter))
         self._groups = {}
-        return self.root
-
-    def _add_step(self, optimizer: str | int, settings: object) -> None:
-        """Give each parameter's state the step, which some optimizers only keep once, for a group of parameters."""
-        groups = settings if isinstance(settings, list) else []
-        steps = [text_keyed(entries_of(group) or []).get("step") for group in groups]
-        if not steps or type(steps[0]) is not int or any(step != steps[0] for step in steps if type(step) is int):
-            return
         for path, state in self._inner.items():
-            if len(path) == 3 and path[:2] == (optimizer, "state") and "step" not in text_keyed(state.pairs):
-                state.pairs.append(("step", steps[0]))
+            step = self._steps.get(path[0]) if len(path) == 3 and path[1] == "state" else None
+            if step is not None and "step" not in text_keyed(state.pairs):
+                state.pairs.append(("step", step))
+        return self.root
 
     def _place(self, path: Path, value: object) -> None:
         parent = self.root
@@ -117,6 +119,26 @@ def _spelled_out(path: Path) -> Path:
     if section == "state" and before in _STATE_KEYS and key not in _STATE_KEYS:
         parameter, key = behind, before
     return (*path[:-1], section, parameter, key)
+
+
+def _inner_optimizer(value: object) -> dict[str, object] | None:
+    """Return the entries of an optimizer, or of the one within it, that has groups of parameters; None without any."""
+    outer = text_keyed(entries_of(value) or [])
+    for entries in (outer, text_keyed(entries_of(outer.get("optimizer")) or [])):
+        if "param_groups" in entries:
+            return entries
+    return None
+
+
+def _common_step(optimizer: Mapping[str, object]) -> object:
+    """Return the step that is kept once for all parameters, as number or tensor; None where there is none."""
+    common = text_keyed(entries_of(optimizer.get("state")) or []).get("common_step")
+    if common is not None:
+        return common
+    groups = optimizer["param_groups"]
+    steps = [text_keyed(entries_of(g) or []).get("step") for g in (groups if isinstance(groups, list) else [])]
+    stated = {step for step in steps if type(step) is int}
+    return stated.pop() if len(stated) == 1 else None
 
 
 def _grouped(by_parameter: Mapping[str, Mapping[str, object]]) -> list[object]:

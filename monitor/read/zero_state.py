@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from monitor.read.dtypes import DTYPES
-from monitor.read.inert_nodes import Node
+from monitor.read.inert_nodes import Node, Pairs
 from monitor.read.inert_view import entries_of, text_keyed
 from monitor.read.naming import as_step
 from monitor.read.partial_sources import JoinedSource, PartSource
@@ -45,7 +45,10 @@ def rank_state(archive: TorchArchive, limits: ReadLimits) -> RankState | None:
         stored = state.get("base_optimizer_state")
         base = text_keyed(entries_of(stored) or [])
         if isinstance(stored, list):  # one state a group, its padding left out
-            return RankState(found.groups(state["single_partition_of_fp32_groups"], {"state": stored}), False, None)
+            once = Pairs()
+            once.pairs.append(("step", state.get("base_optimizer_state_step")))
+            base = {"state": stored, "param_groups": [once] * len(stored)}
+            return RankState(found.groups(state["single_partition_of_fp32_groups"], base), False, None)
         return RankState(found.groups(state["single_partition_of_fp32_groups"], base), False, base.get("param_groups"))
     return None
 

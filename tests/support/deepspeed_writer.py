@@ -1,7 +1,7 @@
 """Checkpoints in the layout of DeepSpeed, written with torch.save.
 
-DeepSpeed itself is not needed: this follows the source of its 0.16 to 0.18 releases, `runtime/engine.py`
-(`_save_checkpoint`, `_save_zero_checkpoint`), `runtime/zero/stage_1_and_2.py` and `stage3.py` (`state_dict`), and the
+DeepSpeed itself is not needed: this follows the source of its release 0.19.6, `runtime/engine.py`
+(`_common_checkpoint_state`, names of files), `runtime/zero/stage_1_and_2.py` and `stage3.py` (`state_dict`), and the
 inverse in `utils/zero_to_fp32.py`: names of files, keys, order of parameters, padding and cuts. The optimizer is a real
 AdamW that steps on the flat partitions, as DeepSpeed's does.
 """

@@ -1,19 +1,22 @@
 """Checkpoints in the layout of Megatron-LM, written with torch.save and torch.distributed.checkpoint.
 
-Megatron-LM itself is not needed: this follows the source of its core 0.10 to 0.14 releases, `training/checkpointing.py`
-(`get_checkpoint_name`, `generate_state_dict`, `save_checkpoint`), `core/optimizer/optimizer.py` and its `distrib_optimizer.py` (what the optimizers' state dicts hold), and `core/dist_checkpointing` (names of sharded tensors, `common.pt`,
-`metadata.json`).
+Megatron-LM itself is not needed: this follows the source of its core 0.20, `training/checkpointing.py`
+(`get_checkpoint_name`, `generate_state_dict`), what the optimizers of `core/optimizer` put into their state dicts, and
+`core/dist_checkpointing`: names of sharded tensors, `common.pt` (older) or `common_state` (newer), `metadata.json`.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.planner import WriteItem
 from torch.distributed.checkpoint.state_dict_saver import save
 
 ITERATION = 300
@@ -97,26 +100,44 @@ def write_legacy(
     (directory / "latest_checkpointed_iteration.txt").write_text(str(ITERATION))
 
 
+class _Planner(DefaultSavePlanner):
+    """Megatron's planner, which hands over objects that it has serialised itself."""
+
+    def transform_object(self, write_item: WriteItem, object: Any) -> Any:
+        return object
+
+
 def write_torch_dist(directory: Path, rank: Rank, *, chained: bool) -> Path:
-    """Write `iter_0000300` as the torch_dist backend does, from one process; `chained` with two optimizers in one."""
+    """Write `iter_0000300` as the torch_dist backend does, from one process.
+
+    `chained`: with two optimizers in one, and with what is not sharded among the shards, as newer versions do.
+    """
     target = directory / f"iter_{ITERATION:07d}"
-    sharded: dict[str, torch.Tensor] = {}
+    sharded: dict[str, Any] = {}
     for number, (name, value) in enumerate(rank.weights.items()):
         prefix = f"chained_{number % 2}." if chained else ""
         sharded[name] = value.to(torch.bfloat16)
         sharded[f"{prefix}optimizer.state.fp32_param.{name}"] = value
         sharded[f"{prefix}optimizer.state.exp_avg.{name}"] = rank.exp_avg[name]
         sharded[f"{prefix}optimizer.state.exp_avg_sq.{name}"] = rank.exp_avg_sq[name]
-    save(sharded, checkpoint_id=target)
     groups = [_settings(list(rank.weights), [])]
+    inner: dict[str, Any] = {"param_groups": groups}
+    if chained:
+        inner["state"] = {"common_step": groups[0].pop("step")}
     common = {
         "args": argparse.Namespace(hidden_size=4),
         "checkpoint_version": 3.0,
         "iteration": ITERATION,
-        "optimizer": {"optimizer": {"param_groups": groups}, "param_state_sharding_type": "fully_sharded_model_space"},
+        "optimizer": {"optimizer": inner, "param_state_sharding_type": "fully_sharded_model_space"},
         "opt_param_scheduler": {"max_lr": LR, "num_steps": ITERATION * 8},
     }
-    torch.save(common, target / "common.pt")
+    target.mkdir(parents=True)
+    if chained:
+        sharded["common_state/shard_0_1"] = io.BytesIO()
+        torch.save(common, sharded["common_state/shard_0_1"])
+    else:
+        torch.save(common, target / "common.pt")
+    save(sharded, checkpoint_id=target, planner=_Planner())
     described = {"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch"}
     (target / "metadata.json").write_text(json.dumps({**described, "common_backend_version": 1}))
     return target
