@@ -138,7 +138,7 @@ class Delivery:
         This is one turn of a notifier's thread, without the waiting.
         """
         lane = self._lanes[name]
-        self._mark_left_over(lane)
+        self._mark_sent(lane)
         while not self._stopping.is_set():
             now = self._clock()
             with self._database.read() as session:
@@ -174,7 +174,7 @@ class Delivery:
             alerts = telling.told_alerts(session, name, resolved_since=now - RESEND_RESOLVED_SECONDS)
         runs = {told.alert.run for told in alerts}
         links = {run: link for run in runs if (link := self._extras.link_of(run)) is not None}
-        error = _call(lambda: notifier.resend(alerts, links)) if alerts else None
+        _, error = _call(lambda: notifier.resend(alerts, links)) if alerts else (None, None)
         if error is None:
             lane.n_resends_failed = 0
             lane.resend_at = now + notifier.resend_seconds
@@ -219,7 +219,8 @@ class Delivery:
 
     def _try(self, lane: _Lane, group: Group) -> bool:
         """Send one group as one message; return False when it has to be tried again."""
-        error = self._send(lane, group)
+        first = lead(group)
+        receipt, error = _call(lambda: lane.notifier.send(first, self._content(lane, group, first)))
         if error is not None and error.permanent and len(group) > 1:
             # One alert that the receiver will never take must not take the others along.
             done = [self._try(lane, (notification,)) for notification in group]
@@ -227,23 +228,12 @@ class Delivery:
         if error is not None:
             return self._failed(lane, group, error)
         lane.n_failures_in_row = 0
-        lane.sent_unmarked.update(n.id for n in group)  # remembered until the database has taken it
+        lane.sent_unmarked.update({n.id: receipt for n in group})  # remembered until the database has taken it
         now = self._clock()
-        with self._database.write() as session:
-            for notification in group:
-                writer.mark_sent(session, notification.id, now)
-        lane.sent_unmarked.difference_update(n.id for n in group)
+        self._mark_sent(lane)
         for notification in group:
             self._tell(lane, notification, error=None, dead=False, at=now)
         return True
-
-    def _send(self, lane: _Lane, group: Group) -> DeliveryError | None:
-        first = lead(group)
-
-        def send() -> None:
-            lane.notifier.send(first, self._content(lane, group, first))
-
-        return _call(send)
 
     def _content(self, lane: _Lane, group: Group, first: Notification) -> Message:
         link = self._extras.link_of(first.alert.run)
@@ -252,12 +242,13 @@ class Delivery:
             return compose(first, link=link, picture=picture)
         return compose_group(group, link=link, picture=picture)
 
-    def _mark_left_over(self, lane: _Lane) -> None:
+    def _mark_sent(self, lane: _Lane) -> None:
         if not lane.sent_unmarked:
             return
+        now = self._clock()
         with self._database.write() as session:
-            for notification_id in sorted(lane.sent_unmarked):
-                writer.mark_sent(session, notification_id, self._clock())
+            for notification_id, receipt in sorted(lane.sent_unmarked.items()):
+                writer.mark_sent(session, notification_id, now, receipt)
         lane.sent_unmarked.clear()
 
     def _failed(self, lane: _Lane, group: Group, error: DeliveryError) -> bool:
@@ -318,18 +309,18 @@ class _Lane:
         self.woken = threading.Event()
         self.thread: threading.Thread | None = None
         self.n_failures_in_row = 0
-        self.sent_unmarked: set[int] = set()
+        self.sent_unmarked: dict[int, str | None] = {}
         self.resend_at = 0.0  # at once after a start
         self.n_resends_failed = 0
 
 
-def _call(send: Callable[[], None]) -> DeliveryError | None:
+def _call(send: Callable[[], str | None]) -> tuple[str | None, DeliveryError | None]:
+    """Return what sending returned, or why it failed."""
     try:
-        send()
+        return send(), None
     except DeliveryError as error:
-        return error
+        return None, error
     except Exception as error:  # noqa: BLE001 - a supervisor: a broken notifier must not stop its lane
         # Only the type: the text of a foreign error may hold the address or the password.
         logger.error("notifier failed with %s", type(error).__name__)  # noqa: TRY400 - no traceback: see above
-        return DeliveryError(f"the notifier failed with {type(error).__name__}")
-    return None
+        return None, DeliveryError(f"the notifier failed with {type(error).__name__}")

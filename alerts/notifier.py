@@ -62,8 +62,12 @@ class Notifier(Protocol):
 
     def __init__(self, config: Any) -> None: ...
 
-    def send(self, notification: Notification, content: Message) -> None:
-        """Hand over one message within SEND_SECONDS_MAX; raise DeliveryError when the receiver did not take it."""
+    def send(self, notification: Notification, content: Message) -> str | None:
+        """Hand over one message within SEND_SECONDS_MAX; raise DeliveryError when the receiver did not take it.
+
+        Return what the receiver calls the message where it can be changed later, else None; later messages of the same
+        episode bring the first one along as `notification.first_receipt`.
+        """
 
 
 @runtime_checkable

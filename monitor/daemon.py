@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 from alerts import registry as alert_registry
 from alerts.delivery import Delivery, DeliveryPolicy, DeliveryResult, MessageExtras
 from alerts.engine import Engine, RecordOutcome
+from alerts.illustration import Illustrator
 from alerts.lifecycle import NOTIFIED
 from alerts.notifier import Notifier
 from monitor import __version__
@@ -123,7 +124,7 @@ class Daemon:
             clock=clock,
             policy=DeliveryPolicy(give_up_seconds=config.notify.dead_letter_seconds),
             on_result=self._delivered,
-            extras=MessageExtras(link_of=lambda run: page_link(config, run)),
+            extras=MessageExtras(link_of=lambda run: page_link(config, run), picture_of=Illustrator(self.database)),
         )
         self._scheduler: BackgroundScheduler | None = None
         self._hints: EventHints | None = None

@@ -338,7 +338,8 @@ class OutboxRow(Base):
     """One message to one notifier.
 
     `alert` is the alert as it was when the message was queued (JSON): a firing that is delivered late still says
-    what it was about, and every try of a message has the same text. `state` is "pending", "sent" or "dead".
+    what it was about, and every try of a message has the same text. `state` is "pending", "sent" or "dead". `receipt`
+    is what the receiver calls the message, where it can be changed later.
     """
 
     __tablename__ = "outbox"
@@ -364,6 +365,7 @@ class OutboxRow(Base):
     sent_at: Mapped[float | None] = mapped_column(Double)
     n_attempts: Mapped[int] = mapped_column(Integer)
     last_error: Mapped[str | None] = mapped_column(PlainText)
+    receipt: Mapped[str | None] = mapped_column(PlainText)
 
 
 class SilenceRow(Base):

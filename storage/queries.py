@@ -350,7 +350,7 @@ def due_notifications(session: Session, notifier: str, *, now: float, limit: int
     overtakes its firing.
     """
     statement = (
-        select(*table(OutboxRow).c)
+        select(*table(OutboxRow).c, _first_receipt())
         .where(
             OutboxRow.notifier == notifier,
             OutboxRow.state == "pending",
@@ -459,3 +459,10 @@ def _earlier_pending(not_due_at: float | None = None) -> Any:
     if not_due_at is not None:
         conditions.append(earlier.due_at > not_due_at)
     return exists().where(*conditions)
+
+
+def _first_receipt() -> Any:
+    earlier = aliased(OutboxRow)
+    same = (earlier.fingerprint == OutboxRow.fingerprint, earlier.episode == OutboxRow.episode)
+    found = select(earlier.receipt).where(*same, earlier.notifier == OutboxRow.notifier, earlier.receipt.is_not(None))
+    return found.order_by(earlier.id).limit(1).correlate(OutboxRow).scalar_subquery().label("first_receipt")

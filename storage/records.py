@@ -397,7 +397,8 @@ class Notification:
     """One message to be sent to one notifier, kept in the outbox until it was.
 
     `reason` is "firing", "resolved" or "repeat". `deduplication_key` is the same for every try of the same message.
-    `last_good_step` and `last_good_path` are None when no good checkpoint is known.
+    `last_good_step` and `last_good_path` are None when no good checkpoint is known. `first_receipt` is what the
+    receiver calls the first message about this episode, None where there was none or it cannot be changed.
     """
 
     id: int
@@ -411,6 +412,7 @@ class Notification:
     due_at: float
     n_attempts: int
     last_error: str | None
+    first_receipt: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

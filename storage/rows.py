@@ -394,6 +394,7 @@ def notification_record(row: Any) -> Notification:
         due_at=row.due_at,
         n_attempts=row.n_attempts,
         last_error=row.last_error,
+        first_receipt=row.first_receipt,
     )
 
 

@@ -110,12 +110,12 @@ def enqueue(  # noqa: PLR0913 (one message has this many facts)
     return _execute(session, upsert(session, table(OutboxRow)).values(row).on_conflict_do_nothing()) > 0
 
 
-def mark_sent(session: Session, notification_id: int, now: float) -> None:
-    """Record that a message was delivered; without effect when it is no longer pending."""
+def mark_sent(session: Session, notification_id: int, now: float, receipt: str | None = None) -> None:
+    """Record that a message was delivered, and what the receiver calls it; without effect when it is not pending."""
     session.execute(
         update(OutboxRow)
         .where(OutboxRow.id == notification_id, OutboxRow.state == "pending")
-        .values(state="sent", sent_at=now, n_attempts=OutboxRow.n_attempts + 1, last_error=None)
+        .values(state="sent", sent_at=now, n_attempts=OutboxRow.n_attempts + 1, last_error=None, receipt=receipt)
     )
 
 

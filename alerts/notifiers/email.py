@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 PORTS = {"starttls": 587, "ssl": 465, "none": 25}
 COLOURS = {"critical": "#b42318", "warning": "#b54708", "info": "#175cd3", "resolved": "#067647"}
 LABEL_COLUMN_MAX = 30
+PICTURE = "The statistic over the steps"
 LINK = "Open the page of the run"
 RECIPIENTS_MAX = 50
 ATOM = r"[A-Za-z0-9!#$%&'*+/=^_`{|}~-]+"
@@ -70,6 +71,7 @@ class EmailNotifier:
     """Send one mail to all recipients for each transition of an alert."""
 
     kind: ClassVar[str] = "email"
+    shows_pictures: ClassVar[bool] = True
 
     class Config(BaseModel):
         """`host`, `from` and `to` are required.
@@ -151,7 +153,14 @@ def build_mail(content: Message, deduplication_key: str, *, sender: str, to: lis
     mail["Auto-Submitted"] = "auto-generated"  # RFC 3834: keeps holiday replies away
     mail["X-Ckptwatch-Severity"] = content.severity
     mail.set_content(_plain(content))
-    mail.add_alternative(_html(content), subtype="html")
+    picture_id = f"{deduplication_key}.picture@{domain}"
+    mail.add_alternative(_html(content, None if content.picture is None else picture_id), subtype="html")
+    if content.picture is not None:
+        html = mail.get_payload()[-1]  # type: ignore[index]
+        assert isinstance(html, EmailMessage)
+        html.add_related(
+            content.picture, "image", "png", cid=f"<{picture_id}>", filename="statistic.png", disposition="inline"
+        )
     return mail
 
 
@@ -164,13 +173,14 @@ def _plain(content: Message) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _html(content: Message) -> str:
+def _html(content: Message, picture_id: str | None) -> str:
     colour = COLOURS["resolved"] if content.reason == "resolved" else COLOURS.get(content.severity, COLOURS["info"])
     rows = "\n".join(
         f'<tr><td style="padding:4px 16px 4px 0;color:#57606a;vertical-align:top">{escape(label)}</td>'
         f'<td style="padding:4px 0;font-family:monospace;word-break:break-all">{escape(text)}</td></tr>'
         for label, text in content.facts
     )
+    picture = "" if picture_id is None else f'<p><img src="cid:{escape(picture_id)}" alt="{PICTURE}" width="640"></p>'
     link = "" if content.link is None else f'<p style="margin:16px 0 0"><a href="{escape(content.link)}">{LINK}</a></p>'
     return f"""\
 <!DOCTYPE html>
@@ -182,6 +192,7 @@ def _html(content: Message) -> str:
 <table style="border-collapse:collapse;font-size:13px">
 {rows}
 </table>
+{picture}
 {link}
 </div>
 </body></html>

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from storage import telling, writer
+from storage import queries, telling, writer
 from storage.database import Database
 from storage.records import Alert, AlertState, Silence
 from tests.support.stored import make_alert
@@ -77,6 +77,22 @@ def test_told_alerts_come_with_the_last_good_checkpoint_of_their_last_message(da
     with database.read() as session:
         (found,) = telling.told_alerts(session, "pager", resolved_since=0.0)
     assert (found.last_good_step, found.last_good_path) == (7, "/data/7.pt")
+
+
+def test_later_messages_of_an_episode_know_what_the_receiver_calls_the_first(database: Database) -> None:
+    store(database, FIRING)
+    tell(database, FIRING)
+    tell(database, FIRING, "mail")
+    with database.write() as session:
+        (first,) = queries.due_notifications(session, "pager", now=9.0, limit=9)
+        assert first.first_receipt is None
+        writer.mark_sent(session, first.id, 2.0, "C1 5.0")
+    tell(database, FIRING, reason="repeat")
+    tell(database, replace(FIRING, episode=2))
+    with database.read() as session:
+        pending = queries.due_notifications(session, "pager", now=9.0, limit=9)
+        assert [n.first_receipt for n in pending] == ["C1 5.0", None]
+        assert [n.first_receipt for n in queries.due_notifications(session, "mail", now=9.0, limit=9)] == [None]
 
 
 def test_a_silence_lasts_until_its_end_and_can_be_ended_once(database: Database) -> None:

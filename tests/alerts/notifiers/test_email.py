@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from email.message import EmailMessage
 from html.parser import HTMLParser
 from typing import Any
@@ -301,3 +302,28 @@ def test_the_configuration_does_not_show_the_password() -> None:
     )
     assert PASSWORD not in repr(config)
     assert PASSWORD not in config.model_dump_json()
+
+
+def test_the_picture_is_inline_in_the_html_and_the_plain_text_stays_first(server: MailServer) -> None:
+    notification = make_notification()
+    content = replace(compose(notification), picture=b"\x89PNG\r\n\x1a\n picture", link="https://example.org/runs/a&b")
+    make(server.port).send(notification, content)
+    mail = server.received[0].mail
+    assert [part.get_content_type() for part in mail.walk()] == [
+        *("multipart/alternative", "text/plain", "multipart/related", "text/html", "image/png"),
+    ]
+    picture = next(part for part in mail.walk() if part.get_content_type() == "image/png")
+    assert picture.get_payload(decode=True) == content.picture
+    assert picture.get_content_disposition() == "inline"
+    bodies = {kind: mail.get_body((kind,)) for kind in ("html", "plain")}
+    html, plain = (body.get_content() for body in bodies.values() if body is not None)
+    assert f'src="cid:{picture["Content-ID"][1:-1]}"' in html
+    assert 'href="https://example.org/runs/a&amp;b"' in html
+    assert "https://example.org/runs/a&b" in plain
+
+
+def test_a_message_about_several_alerts_belongs_to_the_conversation_of_each() -> None:
+    content = replace(compose(make_notification()), related=("b.1", "c.2"))
+    mail = build_mail(content, "k", sender="ckptwatch@example.org", to=["a@example.org"])
+    assert mail["References"] == "<0123456789abcdef.1@example.org> <b.1@example.org> <c.2@example.org>"
+    assert mail["In-Reply-To"] == "<0123456789abcdef.1@example.org>"

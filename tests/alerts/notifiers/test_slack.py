@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from alerts.message import compose
-from alerts.notifier import Message, Notifier
+from alerts.notifier import DeliveryError, Message, Notifier
 from alerts.notifiers.slack import SlackNotifier, payload
+from alerts.registry import OptionsError, notifier_config
 from storage.records import AlertState, Severity
 from tests.support.alert_series import START
-from tests.support.notifier_conformance import NotifierConformance, make_notification
-from tests.support.receivers import HttpReceiver
+from tests.support.notifier_conformance import STATUSES, NotifierConformance, make_notification
+from tests.support.receivers import Answer, HttpReceiver
 from tests.support.stored import make_alert
 
 
@@ -122,3 +124,136 @@ def test_the_path_and_the_query_of_the_address_are_kept(receiver: HttpReceiver, 
     notifier.send(notification, compose(notification))
     assert receiver.received[0].path == "/services/T0SECRET/B0SECRET/XYZSECRETTOKEN" + query
     assert receiver.received[0].headers["Content-Type"] == "application/json"
+
+
+class TestSlackByTokenConforms(NotifierConformance):
+    """What the receiver of the suite answers is not what the API would say, so each message ends with that reason."""
+
+    def make(self, url: str, timeout_seconds: float) -> Notifier:
+        return by_token(url, timeout_seconds=timeout_seconds)
+
+    @pytest.fixture(autouse=True)
+    def _answer_as_the_api_does(self, receiver: HttpReceiver) -> None:
+        plain = receiver.answer
+        ok = json.dumps({"ok": True, "channel": "C1", "ts": "1.5"}).encode()
+        plain(200, body=ok)
+
+        def answer(status: int = 200, **facts: Any) -> None:
+            if 200 <= status < 300 and status != 204 and "body" in facts:
+                facts["body"] = ok
+            plain(status, **facts)
+
+        receiver.answer = answer  # type: ignore[method-assign]
+
+    @pytest.mark.parametrize("status", [204])
+    def test_an_empty_answer_is_not_taken_for_success(self, receiver: HttpReceiver, status: int) -> None:
+        receiver.answer(status, body=b"")
+        error = self.send(receiver.url)
+        assert error is not None
+        assert not error.permanent
+
+    @pytest.mark.parametrize("status", [s for s in STATUSES if s != 204])
+    def test_every_status_means_sent_or_again_or_never(self, receiver: HttpReceiver, status: int) -> None:
+        super().test_every_status_means_sent_or_again_or_never(receiver, status)
+
+    def test_an_answer_without_an_end_is_not_read_to_its_end(self, receiver: HttpReceiver) -> None:
+        receiver.answer(200, endless=True)
+        assert self.send(receiver.url) is not None
+        assert receiver.n_bytes_sent < 64 * 2**20
+
+
+def by_token(url: str, **options: Any) -> SlackNotifier:
+    config = {"bot_token": "XYZSECRETTOKEN", "channel": "#training", "api_url": url, **options}
+    return SlackNotifier(SlackNotifier.Config.model_validate(config))
+
+
+def ok(**facts: Any) -> Answer:
+    return Answer(body=json.dumps({"ok": True, **facts}).encode())
+
+
+def methods(receiver: HttpReceiver) -> list[str]:
+    return [request.path.rpartition("/")[2] for request in receiver.received]
+
+
+def test_with_a_token_the_picture_is_a_reply_and_the_receipt_says_where_the_message_is(receiver: HttpReceiver) -> None:
+    upload = receiver.url.rpartition("/services")[0] + "/upload/here"
+    receiver.answers = [
+        ok(channel="C1", ts="1700.5"),
+        ok(upload_url=upload, file_id="F1"),
+        Answer(),
+        ok(files=[]),
+        Answer(status=500),
+    ]
+    notification = make_notification()
+    content = replace(compose(notification), picture=b"\x89PNG picture")
+    assert by_token(receiver.url).send(notification, content) == "C1 1700.5 alone"
+    assert methods(receiver) == [
+        "chat.postMessage",
+        "files.getUploadURLExternal",
+        "here",
+        "files.completeUploadExternal",
+    ]
+    posted, ticket, uploaded, done = receiver.received
+    assert posted.document["channel"] == "#training"
+    assert "thread_ts" not in posted.document
+    assert ticket.body == b"filename=statistic.png&length=12"
+    assert (uploaded.body, "Authorization" in uploaded.headers) == (b"\x89PNG picture", False)
+    assert (done.document["channel_id"], done.document["thread_ts"]) == ("C1", "1700.5")
+    assert done.document["files"][0]["id"] == "F1"
+    assert {r.headers["Authorization"] for r in (posted, ticket, done)} == {"Bearer XYZSECRETTOKEN"}
+
+
+def test_when_it_is_over_the_first_message_changes_and_its_thread_says_so(receiver: HttpReceiver) -> None:
+    receiver.answers = [ok(), ok(channel="C1", ts="1800.1")]
+    alert = make_alert(state=AlertState.RESOLVED, resolved_at=START)
+    notification = make_notification(alert=alert, reason="resolved", first_receipt="C1 1700.5 alone")
+    assert by_token(receiver.url).send(notification, compose(notification)) is None
+    changed, reply = receiver.received
+    assert methods(receiver) == ["chat.update", "chat.postMessage"]
+    assert (changed.document["channel"], changed.document["ts"]) == ("C1", "1700.5")
+    assert changed.document["text"].startswith("Resolved: ")
+    assert (reply.document["channel"], reply.document["thread_ts"]) == ("C1", "1700.5")
+
+
+def test_a_first_message_about_several_alerts_stays_as_it_is_when_one_is_over(receiver: HttpReceiver) -> None:
+    receiver.answers = [ok(channel="C1", ts="1800.1")]
+    notification = make_notification(reason="resolved", first_receipt="C1 1700.5 joined")
+    by_token(receiver.url).send(notification, compose(notification))
+    assert methods(receiver) == ["chat.postMessage"]
+
+
+def test_a_picture_that_cannot_be_uploaded_costs_no_message(
+    receiver: HttpReceiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    receiver.answers = [ok(channel="C1", ts="1.5"), Answer(status=500, body=b"XYZSECRETTOKEN")]
+    notification = make_notification()
+    assert by_token(receiver.url).send(notification, replace(compose(notification), picture=b"p")) == "C1 1.5 alone"
+    assert "a picture was not added" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("error", "permanent"),
+    [("ratelimited", False), ("invalid_auth", False), ("channel_not_found", False), ("invalid_blocks", True)],
+)
+def test_what_the_api_refuses_is_said_in_its_words(receiver: HttpReceiver, error: str, permanent: bool) -> None:
+    receiver.answers = [Answer(body=json.dumps({"ok": False, "error": error}).encode())]
+    with pytest.raises(DeliveryError, match=f"refused chat.postMessage: {error}") as caught:
+        by_token(receiver.url).send(make_notification(), compose(make_notification()))
+    assert caught.value.permanent == permanent
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"url": "https://hooks.example.org/XYZSECRETTOKEN", "bot_token": "B0SECRET", "channel": "C"},
+        {"bot_token": "B0SECRET"},
+        {"channel": "C"},
+        {"bot_token": "B0 SECRET", "channel": "C"},
+        {"bot_token": "B0SECRET", "channel": "C", "api_url": "http://slack.example.org/api"},
+    ],
+)
+def test_a_configuration_without_one_clear_way_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(OptionsError) as caught:
+        notifier_config("slack", options)
+    assert "SECRET" not in str(caught.value)
