@@ -102,7 +102,8 @@ def locate(path: str) -> Located | None:
     """Return the unit that a path stands for, None where it stands for none.
 
     A directory that is no checkpoint itself stands for the one group of siblings in it, where there is just one; an
-    index file stands for its group. OSErrors pass through; raises LimitError for a directory of too many names.
+    index or a marker stands for the unit that it belongs to. OSErrors pass through; raises LimitError for a directory
+    of too many names.
     """
     real = os.path.realpath(path)
     if os.path.isdir(real):
@@ -113,7 +114,9 @@ def locate(path: str) -> Located | None:
     if not _marks_pattern().fullmatch(name) or not os.path.isdir(directory):
         return None
     directory = os.path.realpath(directory)
-    found = next((claim for claim in claim_units(list_directory(directory)) if claim.index == name), None)
+    claims = claim_units(list_directory(directory))
+    found = next((claim for claim in claims if claim.index == name), None)
+    found = found or next((claim for claim in claims if name in claim.files), None)
     return Located(directory, found) if found else None
 
 
