@@ -1,14 +1,15 @@
 """The rule `dead_units`: many weights behind the first layer have had no gradient for hundreds of steps.
 
 A unit that no input switches on gives and gets exactly nothing: the rows and columns of its weights have a first moment
-that has decayed to nothing. Embedding tables are left out, where unused rows are normal, and the first matrix, whose
-inputs may always be zero.
+that has decayed to nothing. Only layers with a bias are judged, since unused rows of a table are normal, and not the
+first matrix, whose inputs may always be zero.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -43,9 +44,11 @@ class DeadUnits:
         """Count elements without a first moment; silent without Adam's state or with too few steps."""
         if (reason := why_silent(window)) is not None:
             return quiet(reason)
-        held = [s for s in adam_states(window.tensors, window.scalars) if sum(axis > 1 for axis in s.shape) >= 2]
+        states = adam_states(window.tensors, window.scalars)
+        layers = {s.name for s, after in zip(states, [*states[1:], None], strict=True) if _is_layer(s, after, states)}
+        held = [s for s in states if sum(axis > 1 for axis in s.shape) >= 2]
         tables = {t.shape for t in matrices(window.tensors) if TABLE.search(t.name)}
-        held = [s for s in held[1:] if s.shape not in tables and not TABLE.search(s.name)]
+        held = [s for s in held[1:] if s.name in layers and s.shape not in tables and not TABLE.search(s.name)]
         held = [s for s in held if s.parts["exp_avg"].n_elements >= ELEMENTS_MIN]
         held = [s for s in held if (s.step or 0.0) >= options.steps_min]
         if not held:
@@ -69,6 +72,14 @@ class DeadUnits:
                 ),
             )
         )
+
+
+def _is_layer(state: State, after: State | None, states: Sequence[State]) -> bool:
+    """Say whether a state belongs to a layer with a bias, by its name or by what comes next; tables have none."""
+    prefix, _, last = state.name.rpartition(".")
+    if not last.isdecimal():
+        return any(s.name == f"{prefix}.bias" for s in states)
+    return after is not None and after.shape in (state.shape[:1], state.shape[-1:])
 
 
 def _dead_share(state: State) -> float:
