@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Annotated, ClassVar
 
 from pydantic import Field
@@ -45,7 +46,7 @@ class DeadUnits:
         if (reason := why_silent(window)) is not None:
             return quiet(reason)
         states = adam_states(window.tensors, window.scalars)
-        layers = {s.name for s, after in zip(states, [*states[1:], None], strict=True) if _is_layer(s, after, states)}
+        layers = {s.name for s, after in zip_longest(states, states[1:]) if _is_layer(s, after, states)}
         held = [s for s in states if sum(axis > 1 for axis in s.shape) >= 2]
         tables = {t.shape for t in matrices(window.tensors) if TABLE.search(t.name)}
         held = [s for s in held[1:] if s.name in layers and s.shape not in tables and not TABLE.search(s.name)]
