@@ -108,7 +108,6 @@ class _Pass:
     links: list[str] = field(default_factory=list)
     units: list[UnitEntry] = field(default_factory=list)
     n_unit_files: int = 0
-    inodes_in_units: set[tuple[int, int]] = field(default_factory=set)
 
     def add_problem(self, path: str, kind: ProblemKind, message: str) -> None:
         if len(self.problems) < _PROBLEMS_MAX:
@@ -287,8 +286,12 @@ class Scanner:
     def _stat_units(self, directory: str, listing: _Listing, found: _Pass) -> None:
         for claim in listing.claims:
             path = unit_path(directory, claim)
+            known = self._units.get(path)
             try:
-                files = claimed_files(directory, claim)
+                if known is not None and _is_untouched(known, claim):
+                    files = known.files
+                else:
+                    files = claimed_files(directory, claim)
             except OSError as error:
                 self._note(path, error, found)
                 continue
@@ -301,13 +304,11 @@ class Scanner:
                 return
             if not files:
                 continue
-            known = self._units.get(path)
-            entry = known if known is not None and known.files == files else UnitEntry(path=path, files=files)
-            found.units.append(entry)
-            found.inodes_in_units.update((f.device, f.inode) for f in files)
+            found.units.append(known if known and known.files == files else UnitEntry(path=path, files=files))
 
     def _resolve_links(self, found: _Pass) -> None:
         """Take a link as a name of its own only when its target lies in the root and was not found under its name."""
+        in_units = {(f.device, f.inode) for unit in found.units for f in unit.files} if found.links else set()
         for path in sorted(found.links, key=_preference):
             if found.truncated:
                 return
@@ -317,7 +318,7 @@ class Scanner:
             except OSError:
                 continue  # dangling or circular: Lightning's `last.ckpt` is both for a moment
             key = (status.st_dev, status.st_ino)
-            if not stat.S_ISREG(status.st_mode) or key in found.files or key in found.inodes_in_units:
+            if not stat.S_ISREG(status.st_mode) or key in found.files or key in in_units:
                 continue
             if is_inside(target, self.root):
                 self._add(path, status, found)
@@ -389,6 +390,16 @@ def _is_same(known: FileStat, status: os.stat_result) -> bool:
         and known.inode == status.st_ino
         and known.device == status.st_dev
     )
+
+
+def _is_untouched(known: UnitEntry, claim: Claim) -> bool:
+    """Say whether a unit without subdirectories has the very files as before, without building anything new."""
+    if claim.directories or len(known.files) != len(claim.files):
+        return False
+    try:
+        return all(_is_same(file, os.stat(file.path)) for file in known.files)
+    except OSError:
+        return False
 
 
 def _preference(path: str) -> tuple[int, int, str]:
