@@ -21,6 +21,16 @@ from monitor.read.torch_objects import FoundTensor, StorageRef, TensorError
 _VIEW_BYTES_RATIO_MAX = 4  # overlapping views may make us read the file so often, no more
 
 
+# 0x1950a86a20f9469cfc6c, the first pickle of torch.save before its zip format, as every protocol from 2 on writes it.
+_LEGACY_MAGIC_NUMBER = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+LEGACY_MAGIC_WITHIN = 32
+
+
+def begins_legacy(head: bytes) -> bool:
+    """Say whether a file that begins with `head` is one that torch.save wrote before its zip format."""
+    return head[:1] == b"\x80" and _LEGACY_MAGIC_NUMBER in head[:LEGACY_MAGIC_WITHIN]
+
+
 @dataclass(frozen=True, slots=True)
 class StoredValues:
     """The key of a spec: where its values lie."""

@@ -13,10 +13,10 @@ from monitor.read.bounded_file import BoundedFile
 from monitor.read.compressed_sources import CompressedSource, is_compressed, unpacked_head
 from monitor.read.estimators import walk_estimators
 from monitor.read.file_pickle import parse_at
-from monitor.read.formats.torch_legacy import TorchLegacyReader
 from monitor.read.found_arrays import FoundArray, array_of
 from monitor.read.reader import CorruptError, IncompleteError, ReadLimits, UnsupportedError
 from monitor.read.sources import ByteSource, FileSource
+from monitor.read.torch_storages import begins_legacy
 
 _LZ4_MAGIC = b"\x04\x22\x4d\x18"
 _PROTOCOLS = frozenset(range(2, 6))
@@ -35,8 +35,8 @@ class PickleReader:
             inner = unpacked_head(head)
             if not inner:  # a bzip2 block begins to unpack only when all of it is there
                 return path.lower().endswith(cls.suffixes)
-            return _begins_pickle(inner) and not TorchLegacyReader.sniff(inner, "")
-        return head.startswith(_LZ4_MAGIC) or (_begins_pickle(head) and not TorchLegacyReader.sniff(head, path))
+            return _begins_pickle(inner) and not begins_legacy(inner)
+        return head.startswith(_LZ4_MAGIC) or (_begins_pickle(head) and not begins_legacy(head))
 
     def open(self, file: BoundedFile, limits: ReadLimits) -> ArrayCheckpoint:
         """Interpret the pickle and name what it holds; values stay where they are."""

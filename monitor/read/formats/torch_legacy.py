@@ -16,10 +16,14 @@ from monitor.read.naming import printable
 from monitor.read.reader import CorruptError, IncompleteError, LimitError, ReadLimits, UnsupportedError
 from monitor.read.sources import FileSource
 from monitor.read.torch_objects import StorageRef, TensorError, storage_of
-from monitor.read.torch_storages import TensorStorages, TorchCheckpoint, torch_checkpoint
+from monitor.read.torch_storages import (
+    LEGACY_MAGIC_WITHIN,
+    TensorStorages,
+    TorchCheckpoint,
+    begins_legacy,
+    torch_checkpoint,
+)
 
-_MAGIC_NUMBER = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # 0x1950a86a20f9469cfc6c, as every protocol from 2 on writes it
-_MAGIC_WITHIN = 32
 _PROTOCOL_VERSION = 1001
 _COUNT_BYTES = 8
 _SHOWN = 80
@@ -35,17 +39,14 @@ class TorchLegacyReader:
     @classmethod
     def sniff(cls, head: bytes, path: str) -> bool:
         """Say whether the file begins with a pickle of PyTorch's magic number, or may when more of it is there."""
-        if head[:1] != b"\x80":
-            return False
-        return _MAGIC_NUMBER in head[:_MAGIC_WITHIN] or (
-            len(head) < _MAGIC_WITHIN and path.lower().endswith(cls.suffixes)
-        )
+        is_early = len(head) < LEGACY_MAGIC_WITHIN and head[:1] == b"\x80"
+        return begins_legacy(head) or (is_early and path.lower().endswith(cls.suffixes))
 
     def open(self, file: BoundedFile, limits: ReadLimits) -> TorchCheckpoint:
         """Read the pickles, find every storage, and check every tensor against its storage."""
         whole = FileSource(file, 0, file.size_bytes)
-        head = file.head(_MAGIC_WITHIN)
-        if head[:1] == b"\x80" and _MAGIC_NUMBER not in head and len(head) == _MAGIC_WITHIN:
+        head = file.head(LEGACY_MAGIC_WITHIN)
+        if not begins_legacy(head) and len(head) == LEGACY_MAGIC_WITHIN:
             raise UnsupportedError("the file is a pickle, but not one that torch.save wrote")
         magic = parse_at(whole, 0, limits)
         version = parse_at(whole, magic.n_bytes, limits)

@@ -27,7 +27,7 @@ from monitor.read.tree_depth import depth_of
 from monitor.read.ubjson_scan import PackedNumbers, UbjsonScanner
 from storage.records import TensorKind
 
-JSON_BYTES_MAX = 48 * 2**20
+JSON_BYTES_MAX = 32 * 2**20
 _JSON_BEGIN = re.compile(rb"\s*\{\s*\"learner\"")
 _BINARY_BEGIN = re.compile(rb"\{(?:L\0{7}\x07|[iU]\x07)learner")
 _PER_NODE = {"base_weights": TensorKind.PARAMETER, "split_conditions": TensorKind.OTHER}
@@ -162,7 +162,10 @@ def _binary(file: BoundedFile, limits: ReadLimits) -> object:
 def _json(file: BoundedFile) -> object:
     if file.size_bytes > JSON_BYTES_MAX:
         raise LimitError(f"the JSON model has {file.size_bytes} bytes, the limit is {JSON_BYTES_MAX}; save it as .ubj")
-    text = file.head(file.size_bytes).decode("utf-8", "strict")
+    buffer = bytearray(file.size_bytes)
+    file.read_into(0, buffer)
+    text = buffer.decode("utf-8")
+    del buffer
     try:
         return json.loads(text, object_pairs_hook=_compact, parse_constant=_no_constant)
     except json.JSONDecodeError as error:

@@ -1,4 +1,5 @@
 import pickle
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from monitor.read.reader import ReadError, ReadLimits
 from monitor.read.registry import open_path
 from storage.records import ProblemKind, TensorKind
 from tests.conformance.reader import Arrays, ReaderConformance
+from tests.hostile.pickles import STOP, payloads, text
+from tests.support.audit import audited
 from tests.support.memory import peak_bytes_of_reading
 from tests.support.reading import Whole, read_whole
 
@@ -242,6 +245,20 @@ def test_nothing_that_a_pickle_names_is_run(compress: int, tmp_path: Path) -> No
     joblib.dump({"w": np.ones(3), "evil": _Touch(str(canary)), "inside": objects}, path, compress=compress)
     canary.unlink(missing_ok=True)
     whole = read_whole(path)
+    assert whole.values["w"].tolist() == [1.0, 1.0, 1.0]
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("name", payloads("x"))
+@pytest.mark.parametrize("compressed", [False, True])
+def test_no_payload_is_run_and_the_arrays_beside_it_are_read(name: str, compressed: bool, tmp_path: Path) -> None:
+    canary, path = tmp_path / "canary", tmp_path / "evil.pkl"
+    honest = pickle.dumps({"w": np.ones(3)}, protocol=2)
+    data = honest[:-1] + text("evil") + payloads(str(canary))[name] + b"s" + STOP
+    path.write_bytes(zlib.compress(data) if compressed else data)
+    with audited() as events:
+        whole = read_whole(path)
+    assert events == []
     assert whole.values["w"].tolist() == [1.0, 1.0, 1.0]
     assert not canary.exists()
 

@@ -1,3 +1,4 @@
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,8 @@ from monitor.read.reader import ReadError
 from monitor.read.registry import open_path
 from storage.records import ProblemKind
 from tests.conformance.reader import Arrays, ReaderConformance
+from tests.hostile.pickles import STOP, mapping, payloads
+from tests.support.audit import audited
 from tests.support.memory import peak_bytes_of_reading
 from tests.support.reading import read_whole
 
@@ -90,6 +93,20 @@ def test_a_storage_that_lies_about_its_size_is_refused(tmp_path: Path) -> None:
         with pytest.raises(ReadError) as caught, open_path(str(path)):
             pass
         assert caught.value.kind is ProblemKind.CORRUPT
+
+
+@pytest.mark.parametrize("name", payloads("x"))
+def test_no_payload_is_run(name: str, tmp_path: Path) -> None:
+    canary, path = tmp_path / "canary", tmp_path / "evil.pt"
+    save({"w": 1}, path)
+    honest = path.read_bytes()
+    place = honest.index(pickle.dumps({"w": 1}, protocol=2)[2:])
+    root = mapping({"w": b"K\x01", "evil": payloads(str(canary))[name]})
+    path.write_bytes(honest[:place] + root + STOP + pickle.dumps([], protocol=2))
+    with audited() as events, open_path(str(path)) as opened:
+        assert opened.checkpoint.scalars["w"] == 1.0
+    assert events == []
+    assert not canary.exists()
 
 
 @pytest.mark.slow
