@@ -21,7 +21,8 @@ from monitor.read.slabs import slabs
 
 _CHUNK_BYTES_MAX = 48 * 2**20  # unpacked
 _CACHE_BYTES = 64 * 2**20  # of unpacked chunks, with what the library needs to keep them
-_MISSING = ("NOT_FOUND", "does not exist", "has size of 0 bytes")  # in the words of the library
+# Of what is not there, in the words of the library, to which a missing file of a database is an empty one.
+_MISSING = ("NOT_FOUND", "does not exist", "has size of 0 bytes", "Truncated")
 _ZARR_DTYPES = {"bool": "bool", "half": "float16"}
 INSTALL_HINT = "Orbax checkpoints are read with tensorstore; install it: pip install 'ckptwatch[orbax]'"
 

@@ -29,7 +29,9 @@ _STEP_COMPONENT = re.compile(
 )
 
 _SHARD = re.compile(r"\d+[-_]of[-_]\d+", re.IGNORECASE)
-_SUFFIXES = re.compile(r"(?:\.(?:safetensors|pt|pth|ckpt|bin|npz|npy|tar|h5|hdf5|keras|weights|gz))+$", re.IGNORECASE)
+_SUFFIXES = re.compile(
+    r"(?:\.(?:safetensors|pt|pth|ckpt|bin|npz|npy|tar|h5|hdf5|keras|weights|index|gz))+$", re.IGNORECASE
+)
 _EXPLICIT_STEP = re.compile(rf"(?:^|[^a-z])(?:{_COUNTER})[-_=]?(\d+)(k)?(?![\d.]*[a-z\d])", re.IGNORECASE)
 _FAIRSEQ = re.compile(r"checkpoint_(\d+)_(\d+)", re.IGNORECASE)
 _NAMED_STEP = re.compile(

@@ -195,3 +195,42 @@ def test_whole_is_what_the_reader_says(keras_files: Path) -> None:
     whole: Whole = read_whole(keras_files / "mixed.keras")
     assert whole.format == "keras"
     assert whole.specs["low/kernel"].dtype == "bfloat16"
+
+
+def legacy_file(path: Path, slots: list[str]) -> Path:
+    """Write what TF-Keras 2 writes, by its source: names with `:0`, and slots named in the way of its version."""
+    weights = {"dense/kernel:0": np.ones((3, 2), np.float32), "dense/bias:0": np.zeros(2, np.float32)}
+    with h5py.File(path, "w") as file:
+        file.attrs["training_config"] = json.dumps(
+            {"optimizer_config": {"class_name": "Adam", "config": {"beta_1": 0.8, "beta_2": 0.95}}}
+        )
+        model = file.create_group("model_weights")
+        model.attrs["layer_names"] = [b"dense"]
+        layer = model.create_group("dense")
+        layer.attrs["weight_names"] = [name.encode() for name in weights]
+        for name, array in weights.items():
+            layer[name] = array
+        optimizer = file.create_group("optimizer_weights")
+        optimizer.attrs["weight_names"] = [name.encode() for name in slots]
+        for i, name in enumerate(slots):
+            number = np.int64(9) if "iter" in name else np.float32(0.5)
+            optimizer[name] = number if i == 0 or "rate" in name else np.full((3, 2), i, np.float32)
+    return path
+
+
+@pytest.mark.parametrize(
+    "slots",
+    [
+        ["Adam/iter:0", "Adam/dense/kernel/m:0", "Adam/dense/kernel/v:0"],
+        ["iteration:0", "Adam/m/dense/kernel:0", "Adam/v/dense/kernel:0", "learning_rate:0"],
+        ["training/Adam/iter:0", "training/Adam/dense/kernel/m:0", "training/Adam/dense/kernel/v:0"],
+    ],
+)
+def test_files_of_tf_keras_have_the_same_names(tmp_path: Path, slots: list[str]) -> None:
+    whole = read_whole(legacy_file(tmp_path / "old.h5", slots))
+    assert whole.step == 9
+    assert whole.specs["dense/kernel"].kind is TensorKind.PARAMETER
+    assert float(whole.values["optimizer.state.dense/kernel.exp_avg"][0, 0]) == 1
+    assert float(whole.values["optimizer.state.dense/kernel.exp_avg_sq"][0, 0]) == 2
+    assert whole.scalars["optimizer.state.dense/kernel.step"] == 9
+    assert whole.scalars["optimizer.param_groups.0.betas.1"] == 0.95

@@ -84,7 +84,7 @@ class TestOrbaxStep(_Orbax):
 
 
 class TestOrbaxItem(_Orbax):
-    needed = ("_METADATA", "manifest.ocdbt")
+    needed = ("_METADATA",)
     layout = "ocdbt3"
 
 
