@@ -81,7 +81,14 @@ def _engine_state(trained: Trained, module: dict[str, torch.Tensor], n_ranks: in
 
 
 def write_stage_2(
-    directory: Path, trained: Trained, n_ranks: int, *, prefix: str = "", mp_rank: int = 0, **more: Any
+    directory: Path,
+    trained: Trained,
+    n_ranks: int,
+    *,
+    prefix: str = "",
+    mp_rank: int = 0,
+    elastic: bool = False,
+    **more: Any,
 ) -> None:
     """Write what stages 1 and 2 save, with bf16 weights in the model; `prefix` "bf16_" keeps padding."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -102,12 +109,21 @@ def write_stage_2(
                 parameter.grad = slope.clone()
             optimizer.step()
         masters = [p.detach()[: None if prefix else n].clone() for (p, _), n in zip(pieces, kept, strict=True)]
+        base: Any = optimizer.state_dict()
+        once = {}
+        if elastic:  # a state a group, without padding, and without a step where the groups keep it
+            base = [
+                {key: base["state"][index][key][:n].clone() for key in ("exp_avg", "exp_avg_sq")}
+                for index, n in enumerate(kept)
+            ]
+            once = {"base_optimizer_state_step": STEPS}
         zero = {
+            **once,
             "loss_scaler": 1.0,
             "dynamic_loss_scale": False,
             "overflow": False,
             "clip_grad": 1.0,
-            "base_optimizer_state": optimizer.state_dict(),
+            "base_optimizer_state": base,
             "single_partition_of_fp32_groups": masters,
             "zero_stage": 2,
             "group_paddings": [p.numel() - n for (p, _), n in zip(pieces, kept, strict=True)],

@@ -87,6 +87,7 @@ def _state(unit: BoundedUnit) -> Mapping[str, object]:
     is_named = _CHECKPOINT_NAME.fullmatch(unit.directory.rpartition("/")[2]) is not None
     if STATE not in unit:
         begun = [name for name in _SIDE_FILES if name in unit]
+        begun += [name for name in unit.claim.directories if _SHARDED_OPTIMIZER.fullmatch(name)]
         if begun or (is_named and _ARGUMENTS in unit.claim.hidden):
             raise IncompleteError(f"{STATE} is not there (yet); the Trainer writes it last")
         return {}

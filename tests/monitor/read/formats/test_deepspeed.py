@@ -119,6 +119,11 @@ def test_the_bf16_optimizer_keeps_its_padding_and_is_read_alike(tmp_path: Path, 
     assert_state(read_whole(tmp_path / "global_step40"), trained)
 
 
+def test_elastic_state_without_padding_is_read_alike(tmp_path: Path, trained: Trained) -> None:
+    write_stage_2(tmp_path / "global_step40", trained, 3, elastic=True)
+    assert_state(read_whole(tmp_path / "global_step40"), trained)
+
+
 def test_shapes_that_do_not_fit_leave_the_state_by_rank_and_group(tmp_path: Path, trained: Trained) -> None:
     path = tmp_path / "global_step40"
     write_stage_2(path, trained, 2, param_shapes=[{"other": torch.Size((2, 2))}])
