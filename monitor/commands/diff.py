@@ -1,4 +1,4 @@
-"""`ckptwatch diff`: two checkpoints, tensor by tensor."""
+"""`ckptwatch diff`: two checkpoints, tensor by tensor, also of two frameworks."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from monitor.commands.console import CommandError, ExitCode, JsonOption, console, number, print_json, table
-from monitor.commands.measuring import Order, measure_files
-from monitor.measure.measured import Measured
-from storage.records import Problem, TensorDrift, TensorKind, TensorSummary
+from monitor.commands.console import ExitCode, JsonOption, console, number, print_json, table
+from monitor.commands.measuring import compare_files
+from monitor.measure.comparison import Comparison, Relation, TensorComparison
+from storage.records import TensorKind
 
 
 def diff(
@@ -25,100 +25,92 @@ def diff(
 ) -> None:
     """Compare two checkpoints; exit 1 when they differ.
 
+    The two may come from different frameworks: tensors are matched by what their names and numbers have in common, and
+    count as the same when they are equal with their axes in the other framework's order (column "layout").
+
     With `--fail-over` exit 1 only when tensors of the model were added, removed, reshaped, or changed by more than this
     relative L2 distance; the optimizer's own tensors, which change at every step, are shown and not judged.
 
     Example: ckptwatch diff ckpt-100.pt ckpt-200.pt --fail-over 0.1
     """
-    paths = [os.path.abspath(path) for path in (a, b)]
-    old, new = measure_files([Order(path=paths[0]), Order(path=paths[1], reference_path=paths[0])])
-    for path, found in ((a, old), (b, new)):
-        if isinstance(found, Problem):
-            raise CommandError(f"{path}: {found.kind}: {found.message}", ExitCode.UNREADABLE)
-    assert isinstance(old, Measured)
-    assert isinstance(new, Measured)
-    document = compare(old, new)
+    comparison = compare_files(os.path.abspath(a), os.path.abspath(b))
     if json:
-        print_json(document)
+        print_json(document(comparison))
     else:
-        _print_table(document, all_tensors=all_tensors)
-    if not _is_accepted(document, fail_over):
+        _print_table(comparison, all_tensors=all_tensors)
+    if not _is_accepted(comparison, fail_over):
         raise typer.Exit(ExitCode.BAD_NEWS)
 
 
-def compare(old: Measured, new: Measured) -> dict[str, Any]:
-    """Return the JSON document of `diff --json`; `new` was measured with `old` as its reference."""
-    drifts = {drift.name: drift for drift in new.exact_drifts}
-    before = {tensor.name: tensor for tensor in old.tensors}
-    rows = [_row(tensor, before.get(tensor.name), drifts.get(tensor.name)) for tensor in new.tensors]
-    after = {tensor.name for tensor in new.tensors}
-    rows += [_entry(None, tensor, "removed") for name, tensor in before.items() if name not in after]
-    return {"identical": all(row["relation"] == "same" for row in rows), "tensors": rows}
+def document(comparison: Comparison) -> dict[str, Any]:
+    """Return the JSON document of `diff --json`."""
+    return {"identical": comparison.identical, "tensors": [_row(tensor) for tensor in comparison.tensors]}
 
 
-def _row(new: TensorSummary, old: TensorSummary | None, drift: TensorDrift | None) -> dict[str, Any]:
-    if old is None:
-        return _entry(new, None, "added")
-    if old.shape != new.shape:
-        return _entry(new, old, "reshaped")
-    if drift is None:
-        return _entry(new, old, "changed")
-    same = drift.n_changed == 0 and old.dtype == new.dtype
-    entry = _entry(new, old, "same" if same else "changed")
-    return entry | {
-        "relative_l2": drift.relative_l2 if drift.n_changed else 0.0,
-        "cosine_distance": drift.cosine_distance if drift.n_changed else 0.0,
-        "max_abs_difference": drift.max_abs_difference,
-        "n_changed": drift.n_changed,
-    }
-
-
-def _entry(new: TensorSummary | None, old: TensorSummary | None, relation: str) -> dict[str, Any]:
-    either = new or old
-    assert either is not None
+def _row(tensor: TensorComparison) -> dict[str, Any]:
     return {
-        "name": new.name if new else None,
-        "other_name": old.name if old else None,
-        "kind": either.kind.value,
-        "relation": relation,
-        "relative_l2": None,
-        "cosine_distance": None,
-        "max_abs_difference": None,
-        "n_changed": None,
+        "name": tensor.name,
+        "other_name": tensor.other_name,
+        "kind": tensor.kind.value,
+        "relation": tensor.relation.value,
+        "relative_l2": tensor.relative_l2,
+        "cosine_distance": tensor.cosine_distance,
+        "max_abs_difference": tensor.max_abs_difference,
+        "n_changed": tensor.n_changed,
+        "layout": tensor.layout,
+        "matched_by": tensor.matched_by.value if tensor.matched_by else None,
+        "judged": tensor.is_judged,
+        "note": tensor.note,
     }
 
 
-def _is_accepted(document: dict[str, Any], fail_over: float | None) -> bool:
+def _is_accepted(comparison: Comparison, fail_over: float | None) -> bool:
     if fail_over is None:
-        return bool(document["identical"])
-    for row in document["tensors"]:
-        if row["kind"] == TensorKind.OPTIMIZER:
+        return comparison.identical
+    for tensor in comparison.tensors:
+        if tensor.kind is TensorKind.OPTIMIZER or not tensor.is_judged:
             continue
-        if row["relation"] in {"added", "removed", "reshaped"}:
+        if tensor.relation in {Relation.ADDED, Relation.REMOVED, Relation.RESHAPED}:
             return False
         # A change without a number (from zero, or with a NaN) is over every limit.
-        if row["relation"] == "changed" and (row["relative_l2"] is None or row["relative_l2"] > fail_over):
+        if tensor.relation is Relation.CHANGED and (tensor.relative_l2 is None or tensor.relative_l2 > fail_over):
             return False
     return True
 
 
-def _print_table(document: dict[str, Any], *, all_tensors: bool) -> None:
-    rows = [row for row in document["tensors"] if all_tensors or row["relation"] != "same"]
-    n_same = sum(row["relation"] == "same" for row in document["tensors"])
+def _print_table(comparison: Comparison, *, all_tensors: bool) -> None:
+    shown = [t for t in comparison.tensors if all_tensors or (t.relation is not Relation.SAME and t.is_judged)]
+    n_judged = sum(t.is_judged for t in comparison.tensors)
+    n_same = sum(t.relation is Relation.SAME for t in comparison.tensors)
+    n_moved = sum(t.relation is Relation.SAME and t.layout is not None for t in comparison.tensors)
     columns = [("tensor", "left"), ("relation", "left"), ("relative L2", "right"), ("cosine distance", "right")]
     columns += [("largest difference", "right"), ("elements changed", "right")]
+    has_layout = any(t.layout is not None for t in shown)
+    if has_layout:
+        columns.append(("layout", "left"))
     cells = [
         [
-            row["name"] or row["other_name"],
-            row["relation"],
-            number(row["relative_l2"]),
-            number(row["cosine_distance"]),
-            number(row["max_abs_difference"]),
-            "–" if row["n_changed"] is None else f"{row['n_changed']:,}",
+            _names(tensor),
+            tensor.relation.value if tensor.is_judged else f"{tensor.relation.value} (not counted)",
+            number(tensor.relative_l2),
+            number(tensor.cosine_distance),
+            number(tensor.max_abs_difference),
+            "–" if tensor.n_changed is None else f"{tensor.n_changed:,}",
+            *([tensor.layout or ""] if has_layout else []),
         ]
-        for row in sorted(rows, key=lambda row: -(row["relative_l2"] or 0.0))
+        for tensor in sorted(shown, key=lambda tensor: -(tensor.relative_l2 or 0.0))
     ]
     out = console()
     if cells:
         out.print(table(None, columns, cells))
-    out.print(f"{n_same} of {len(document['tensors'])} tensors are equal bit by bit")
+    for tensor in shown:
+        if tensor.note is not None:
+            out.print(f"{tensor.name}: {tensor.note}", markup=False)
+    moved = f", {n_moved} of them with their axes in another order" if n_moved else ""
+    out.print(f"{n_same} of {n_judged} tensors are equal bit by bit{moved}")
+
+
+def _names(tensor: TensorComparison) -> str:
+    if tensor.name is None or tensor.other_name in (None, tensor.name):
+        return tensor.name or tensor.other_name or ""
+    return f"{tensor.other_name} -> {tensor.name}"

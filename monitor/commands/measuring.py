@@ -7,13 +7,17 @@ import os
 from collections.abc import Sequence
 
 from monitor.commands.console import CommandError, ExitCode
-from monitor.measure.codec import measured_from_json
+from monitor.measure.codec import measured_from_json, pairs_from_json
+from monitor.measure.comparison import Comparison, PairResult, compare, pairs_to_read
+from monitor.measure.matching import match_tensors
 from monitor.measure.measured import Measured
 from monitor.measure.options import MeasureOptions
 from monitor.measure.workers import PoolOptions, WorkerError, WorkerPool
 from monitor.read.directories import unit_files
 from monitor.read.reader import ReadError
 from storage.records import Problem, ProblemKind
+
+_PAIRS_MAX = 5000  # in one task, so that their names fit into a request
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,22 +44,59 @@ def measure_files(orders: Sequence[Order]) -> list[Measured | Problem]:
 
     Raises CommandError for a path where nothing is.
     """
-    found: list[Measured | Problem] = []
-    for order in orders:
-        if not os.path.lexists(order.path):
-            raise CommandError(f"there is no file {order.path}", ExitCode.UNREADABLE)
+    _require(*(order.path for order in orders))
     with WorkerPool(PoolOptions(n_workers=1)) as pool:
-        for order in orders:
-            options = MeasureOptions(drift="exact" if order.reference_path else "sketch")
-            payload = {
-                "path": order.path,
-                "options": dataclasses.asdict(options),
-                "reference_path": order.reference_path,
-            }
+        return [_measure(pool, order) for order in orders]
+
+
+def compare_files(old_path: str, new_path: str) -> Comparison:
+    """Compare two checkpoints tensor by tensor; raises CommandError for one that cannot be read."""
+    _require(old_path, new_path)
+    with WorkerPool(PoolOptions(n_workers=1)) as pool:
+        old = _readable(old_path, _measure(pool, Order(path=old_path)))
+        new = _readable(new_path, _measure(pool, Order(path=new_path, reference_path=old_path)))
+        matching = match_tensors(old.tensors, new.tensors)
+        pairs = pairs_to_read(matching, new)
+        results: list[PairResult] = []
+        by_name = {tensor.name: tensor for tensor in new.tensors}
+        for start in range(0, len(pairs), _PAIRS_MAX):
+            payload = {"old_path": old_path, "new_path": new_path, "pairs": pairs[start : start + _PAIRS_MAX]}
             try:
-                found.append(measured_from_json(pool.submit("measure", payload).result()))
-            except WorkerError as error:
-                found.append(error.problem)
-            except ValueError as error:
-                found.append(Problem(kind=ProblemKind.WORKER_CRASHED, message=f"the worker's answer: {error}"[:500]))
+                results += pairs_from_json(pool.submit("compare", payload).result(), by_name)
+            except (WorkerError, ValueError) as error:
+                problem = _problem(error)
+                raise CommandError(
+                    f"{old_path} and {new_path}: {problem.kind}: {problem.message}", ExitCode.UNREADABLE
+                ) from error
+    return compare(matching, new, results)
+
+
+def _measure(pool: WorkerPool, order: Order) -> Measured | Problem:
+    options = MeasureOptions(drift="exact" if order.reference_path else "sketch")
+    payload = {
+        "path": order.path,
+        "options": dataclasses.asdict(options),
+        "reference_path": order.reference_path,
+    }
+    try:
+        return measured_from_json(pool.submit("measure", payload).result())
+    except (WorkerError, ValueError) as error:
+        return _problem(error)
+
+
+def _problem(error: WorkerError | ValueError) -> Problem:
+    if isinstance(error, WorkerError):
+        return error.problem
+    return Problem(kind=ProblemKind.WORKER_CRASHED, message=f"the worker's answer: {error}"[:500])
+
+
+def _require(*paths: str) -> None:
+    for path in paths:
+        if not os.path.lexists(path):
+            raise CommandError(f"there is no file {path}", ExitCode.UNREADABLE)
+
+
+def _readable(path: str, found: Measured | Problem) -> Measured:
+    if isinstance(found, Problem):
+        raise CommandError(f"{path}: {found.kind}: {found.message}", ExitCode.UNREADABLE)
     return found

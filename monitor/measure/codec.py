@@ -1,7 +1,8 @@
 """Measured to JSON and back, since results cross a pipe from a worker that a hostile file may have taken over.
 
 The way out trusts; the way back trusts nothing: every type, range, length and relation is checked, and ValueError
-says which field was wrong. Nothing else than Measured crosses. Floats are finite or None; bytes are base64.
+says which field was wrong. Nothing else than Measured and PairResults crosses. Floats are finite or None; bytes are
+base64.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 import base64
 import binascii
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
 
+from monitor.measure.comparison import PairResult
 from monitor.measure.histogram import BINS_PER_SIGN
 from monitor.measure.measured import Measured, count_parameters
 from monitor.measure.options import SKETCH_BUCKETS_MAX
@@ -40,10 +42,47 @@ def measured_to_json(measured: Measured) -> dict[str, Any]:
         "epoch": measured.epoch,
         "scalars": dict(measured.scalars),
         "tensors": [_tensor_to_json(t) for t in measured.tensors],
-        "exact_drifts": [{name: getattr(d, name) for name in TensorDrift.__slots__} for d in measured.exact_drifts],
+        "exact_drifts": [_drift_to_json(d) for d in measured.exact_drifts],
         "bytes_read": measured.bytes_read,
         "n_parameters": measured.n_parameters,
     }
+
+
+def pairs_to_json(results: Iterable[PairResult]) -> dict[str, Any]:
+    """Return a document of plain JSON types."""
+    return {
+        "pairs": [
+            {name: getattr(r, name) for name in PairResult.__slots__}
+            | {"drift": None if r.drift is None else _drift_to_json(r.drift)}
+            for r in results
+        ]
+    }
+
+
+def pairs_from_json(document: object, new: Mapping[str, TensorSummary]) -> tuple[PairResult, ...]:
+    """Return the pairs that a worker compared, `new` by name; ValueError when the document is anything else."""
+    fields = _Fields(document, "compared", ("pairs",))
+    found = []
+    for place, item in enumerate(fields.items("pairs", TENSORS_MAX)):
+        where = f"pairs[{place}]"
+        pair = _Fields(item, where, tuple(PairResult.__slots__))
+        name, drift = pair.text("name", empty=False), pair.raw("drift")
+        if name not in new:
+            raise ValueError(f"{where}.name: names no tensor of this checkpoint")
+        found.append(
+            PairResult(
+                name=name,
+                other_name=pair.text("other_name", empty=False),
+                layout=pair.optional("layout", pair.text),
+                drift=None if drift is None else _drift_from_json(drift, f"{where}.drift", {name: new[name]}),
+                note=pair.optional("note", pair.text),
+            )
+        )
+    return tuple(found)
+
+
+def _drift_to_json(drift: TensorDrift) -> dict[str, Any]:
+    return {name: getattr(drift, name) for name in TensorDrift.__slots__}
 
 
 def _tensor_to_json(tensor: TensorSummary) -> dict[str, Any]:

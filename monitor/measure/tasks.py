@@ -15,9 +15,12 @@ from monitor.measure.options import MeasureOptions
 from monitor.measure.throttle import Throttle
 from monitor.read.reader import ReadLimits
 
+CHUNK_LIMITS = ReadLimits(chunk_bytes_max=2**20)
+
 TASKS: Mapping[str, str] = {
     "ping": "monitor.measure.tasks:ping",
     "measure": "monitor.measure.tasks:measure",
+    "compare": "monitor.measure.tasks:compare",
 }
 
 
@@ -53,6 +56,20 @@ def measure(payload: dict[str, Any]) -> dict[str, Any]:
         limits=ReadLimits(**(payload.get("limits") or {})),
     )
     return measured_to_json(measured)
+
+
+def compare(payload: dict[str, Any]) -> dict[str, Any]:
+    """Compare pairs of tensors of two checkpoints, whatever the order of their axes.
+
+    `payload`: {"old_path": str, "new_path": str, "pairs": [[old name, new name], ...]}. Returns the JSON of PairResults
+    (see monitor.measure.codec). Raises ReadError when either checkpoint cannot be read.
+    """
+    # Deferred like those of `measure`.
+    from monitor.measure.codec import pairs_to_json  # noqa: PLC0415
+    from monitor.measure.pair_comparison import compare_paths  # noqa: PLC0415
+
+    pairs = [(str(old), str(new)) for old, new in payload["pairs"]]
+    return pairs_to_json(compare_paths(payload["old_path"], payload["new_path"], pairs, CHUNK_LIMITS))
 
 
 @functools.lru_cache(maxsize=1)
