@@ -12,7 +12,9 @@ from monitor.watch.runs import resolve_roots, step_from_path
 from storage.records import TensorKind
 from tests.conformance.unit import UnitConformance
 from tests.support.hf_truth import assert_is_truth
+from tests.support.memory import peak_bytes_of_reading
 from tests.support.reading import read_whole
+from tests.support.sparse_files import sparse_safetensors
 
 
 class TestAccelerate(UnitConformance):
@@ -57,3 +59,15 @@ def test_an_optimizer_without_random_states_is_waited_for(tmp_path: Path, hf_che
     (unit / "random_states_0.pkl").unlink()
     with pytest.raises(IncompleteError, match="random_states_0"), open_path(str(unit)):
         pass
+
+
+@pytest.mark.slow
+def test_two_gibibytes_need_the_memory_of_a_chunk(tmp_path: Path, hf_checkpoints: Path) -> None:
+    unit = Path(
+        shutil.copytree(
+            hf_checkpoints / "units" / "accelerate" / "checkpoints" / "checkpoint_1", tmp_path / "checkpoint_1"
+        )
+    )
+    (unit / "optimizer.bin").unlink()
+    sparse_safetensors(unit / "model.safetensors", {"large": (2**19, 2**10)})
+    assert peak_bytes_of_reading(unit, n_elements=2**29) < 250 * 2**20

@@ -16,7 +16,9 @@ from monitor.read.unit import list_directory
 from storage.records import ProblemKind, TensorKind
 from tests.conformance.unit import UnitConformance
 from tests.support.hf_truth import assert_is_truth
+from tests.support.memory import peak_bytes_of_reading
 from tests.support.reading import read_whole
+from tests.support.sparse_files import sparse_shards
 
 STATE = "trainer_state.json"
 
@@ -166,3 +168,14 @@ def test_an_index_that_disagrees_with_its_shards_is_refused(tmp_path: Path, hf_c
         put(index, broken)
         with pytest.raises(CorruptError), open_path(str(unit)):
             pass
+
+
+@pytest.mark.slow
+def test_two_gibibytes_need_the_memory_of_a_chunk(checkpoint: Path) -> None:
+    (checkpoint / "model.safetensors").unlink()
+    (checkpoint / "optimizer.pt").unlink()
+    sparse_shards(checkpoint, 2**31, n_shards=4)
+    put(checkpoint / STATE, {"global_step": 4, "log_history": [{"step": n, "loss": 0.5} for n in range(100_000)]})
+    for path in checkpoint.iterdir():
+        os.utime(path, (1e9, 1e9))
+    assert peak_bytes_of_reading(checkpoint, n_elements=2**29) < 250 * 2**20

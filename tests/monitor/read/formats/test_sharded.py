@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,7 +17,9 @@ from monitor.read.registry import open_path
 from monitor.read.unit import list_directory
 from tests.conformance.unit import UnitConformance
 from tests.support.hf_truth import assert_is_truth
+from tests.support.memory import peak_bytes_of_reading
 from tests.support.reading import read_whole
+from tests.support.sparse_files import sparse_shards
 
 INDEX = "model.safetensors.index.json"
 
@@ -81,8 +84,6 @@ def test_a_hundred_shards_need_the_buffers_of_one(tmp_path: Path) -> None:
         save_file({f"w{number}": np.ones(2**18, np.float32)}, tmp_path / f"m-{number + 1:05d}-of-00100.safetensors")
     weight_map = {f"w{n}": f"m-{n + 1:05d}-of-00100.safetensors" for n in range(n_shards)}
     (tmp_path / "m.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    import tracemalloc
-
     tracemalloc.start()
     try:
         with open_path(str(tmp_path), ReadLimits(chunk_bytes_max=chunk_bytes)) as opened:
@@ -96,3 +97,9 @@ def test_a_hundred_shards_need_the_buffers_of_one(tmp_path: Path) -> None:
         tracemalloc.stop()
     assert total == n_shards * 2**18
     assert peak < 6 * chunk_bytes
+
+
+@pytest.mark.slow
+def test_two_gibibytes_need_the_memory_of_a_chunk(tmp_path: Path) -> None:
+    sparse_shards(tmp_path, 2**31, n_shards=16)
+    assert peak_bytes_of_reading(tmp_path, n_elements=2**29) < 250 * 2**20
