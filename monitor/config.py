@@ -21,6 +21,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from alerts import registry as alert_registry
 from alerts.quiet import MaintenanceWindow
 from alerts.rule import RuleSetting
+from monitor.export_config import ExportConfig, secret_problems
 from storage.records import Severity
 
 ENVIRONMENT_PREFIX = "CKPTWATCH_"
@@ -196,6 +197,7 @@ class Config(_Section):
     rules: dict[str, Any] = {}
     notify: NotifyConfig = NotifyConfig()
     serve: ServeConfig = ServeConfig()
+    export: ExportConfig = ExportConfig()
 
 
 class _Sources(BaseSettings):
@@ -208,6 +210,7 @@ class _Sources(BaseSettings):
     rules: dict[str, Any] = {}
     notify: dict[str, Any] = {}
     serve: dict[str, Any] = {}
+    export: dict[str, Any] = {}
 
 
 def load(path: Path | None, overrides: Mapping[str, Mapping[str, Any]] | None = None) -> Config:
@@ -226,6 +229,7 @@ def load(path: Path | None, overrides: Mapping[str, Mapping[str, Any]] | None = 
     problems += _rule_problems(merged.get("rules"))
     problems += _notifier_problems(merged.get("notify"))
     problems += _serve_problems(merged.get("serve"))
+    problems += [ConfigProblem(path=p, message=m) for p, m in secret_problems(merged.get("export"), resolve_secret)]
     if problems:
         raise ConfigError(problems)
     return config

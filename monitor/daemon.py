@@ -33,10 +33,12 @@ from monitor.assembly import (
     web_settings,
 )
 from monitor.backlog import Backlog, Retried
-from monitor.config import Config, default_database_url, notifier_config
+from monitor.config import Config, default_database_url, notifier_config, resolve_secret
 from monitor.measure.workers import WorkerPool
 from monitor.pipeline import Pipeline, Recorded, is_still_there
 from monitor.show.exporter import ExporterOptions, MetricsDetail, StorageCollector
+from monitor.show.push.build import build_exporters
+from monitor.show.push.pusher import Pusher
 from monitor.show.telemetry import Telemetry
 from monitor.show.web.app import create_app
 from monitor.show.web.server import ServerHandle, serve_in_thread
@@ -126,6 +128,17 @@ class Daemon:
             on_result=self._delivered,
             extras=MessageExtras(link_of=lambda run: page_link(config, run), picture_of=Illustrator(self.database)),
         )
+        exporters = build_exporters(
+            config.export,
+            self.registry,
+            resolve=lambda reference: resolve_secret(reference).get_secret_value(),
+            clock=clock,
+        )
+        self._pusher = Pusher(
+            exporters if self._options.serves else {},
+            interval_seconds=config.export.interval_seconds,
+            telemetry=self.telemetry,
+        )
         self._scheduler: BackgroundScheduler | None = None
         self._hints: EventHints | None = None
         self._server: ServerHandle | None = None
@@ -148,6 +161,7 @@ class Daemon:
             )
             self._server = serve_in_thread(app, serve.host, serve.port)
             log.info("serving the page and /metrics on %s", self._server.url)
+        self._pusher.start()
         if self._options.notifies:
             self._delivery.start()
         if self._options.hints:
@@ -204,6 +218,7 @@ class Daemon:
         self._pool.shutdown(wait=True, cancel_futures=True)
         if self._options.notifies:
             self._delivery.stop(3.0)
+        self._pusher.stop(3.0)
         if self._server is not None:
             self._server.stop()
         self.database.close()

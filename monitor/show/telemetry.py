@@ -77,6 +77,15 @@ class Telemetry:
             ["notifier"],
             registry=registry,
         )
+        self.exports = Counter(
+            "ckptwatch_exports",
+            "Times that metrics were exported by other ways than a scrape.",
+            ["exporter"],
+            registry=registry,
+        )
+        self.export_failures = Counter(
+            "ckptwatch_export_failures", "Exports of metrics that failed.", ["exporter"], registry=registry
+        )
         self._initialise(notifiers, rules)
 
     def _initialise(self, notifiers: Iterable[str], rules: Iterable[str]) -> None:
@@ -105,6 +114,10 @@ class Telemetry:
             self.last_notification_success.labels(notifier).set(now)
         else:
             self.notification_failures.labels(notifier).inc()
+
+    def count_export(self, exporter: str, *, worked: bool) -> None:
+        """Count one try to export metrics."""
+        (self.exports if worked else self.export_failures).labels(exporter).inc()
 
     def watch_backlog(self, oldest_seconds: Callable[[], float]) -> None:
         """Ask `oldest_seconds` for the age of the oldest unprocessed checkpoint at every scrape."""

@@ -156,6 +156,11 @@ class Prometheus(_Server):
         result = self.json(f"/api/v1/query?query={quote(expression)}")["data"]["result"]
         return float(result[0]["value"][1]) if result else None
 
+    def labels(self, expression: str) -> list[dict[str, str]]:
+        """Return the labels of every series that an expression has now."""
+        result = self.json(f"/api/v1/query?query={quote(expression)}")["data"]["result"]
+        return [dict(series["metric"]) for series in result]
+
     def n_values(self, expression: str, since: float) -> int:
         """Return how many values an expression had since a Unix time, a second apart."""
         now = time.time()
