@@ -222,7 +222,8 @@ class GradientEstimate:
     """The gradient norm over the steps between two checkpoints, with its source.
 
     `norm` is the root of the weighted mean of the squared global gradient norm over `window_steps` steps (source
-    "adam_window"), or over the optimizer's own memory (source "adam_ema", window_steps None).
+    "adam_window", and the same of other optimizers), or over the optimizer's own memory (source "adam_ema" and others,
+    window_steps None). Source "logged" is the mean of the norms that training itself logged.
     """
 
     norm: float

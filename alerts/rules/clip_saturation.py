@@ -50,12 +50,12 @@ class ClipSaturation:
         if (reason := why_silent(window)) is not None:
             return quiet(reason)
         newest = newest_of(window)
-        if newest.gradient is None or newest.gradient.source != "adam_window":
+        if newest.gradient is None or not newest.gradient.source.endswith("_window"):
             return quiet("no gradient norm over the steps since the checkpoint before")
         points = [
             (s.step, s.gradient.norm)
             for s in window.snapshots
-            if s.gradient is not None and s.gradient.source == "adam_window" and s.gradient.norm > 0.0
+            if s.gradient is not None and s.gradient.source.endswith("_window") and s.gradient.norm > 0.0
         ]
         needed = options.checkpoints + options.baseline_checkpoints_min
         if len(points) < needed:

@@ -1,4 +1,7 @@
-"""The rule `eps_domination`: gradients so small that Adam's epsilon, not their size, decides the step."""
+"""The rule `eps_domination`: gradients so small that Adam's epsilon decides the step. Off unless enabled.
+
+A run that has converged looks like that, too; it is a hint for those who look for one.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,7 @@ class EpsDomination:
     severity: ClassVar[Severity] = Severity.INFO
     needs: ClassVar[tuple[Needs, ...]] = (Needs.OPTIMIZER,)
     on_tick: ClassVar[bool] = False
+    on_by_default: ClassVar[bool] = False
 
     @dataclass(frozen=True, slots=True, kw_only=True)
     class Options:

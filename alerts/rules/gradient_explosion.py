@@ -23,6 +23,15 @@ WEIGHT_UPDATE = "weight_update"
 SOURCE_TEXT = {
     "adam_window": "Adam second moment, over the steps since the checkpoint before",
     "adam_ema": "Adam second moment, running average",
+    "adafactor_window": "Adafactor second moment, over the steps since the checkpoint before",
+    "adafactor_ema": "Adafactor second moment, running average",
+    "rmsprop_window": "RMSprop second moment, over the steps since the checkpoint before",
+    "rmsprop_ema": "RMSprop second moment, running average",
+    "adagrad_window": "Adagrad sum of squares, over the steps since the checkpoint before",
+    "adagrad_ema": "Adagrad sum of squares, mean since the beginning",
+    "adamax_max": "Adamax decayed maximum, an upper bound",
+    "sgd_momentum": "SGD momentum, as if gradients were mostly noise",
+    "lion_momentum": "Lion momentum, as if gradients were mostly noise",
     "logged": "the norms that training logged",
     WEIGHT_UPDATE: "weight update per step (no usable optimizer state)",
 }

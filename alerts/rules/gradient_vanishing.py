@@ -88,7 +88,7 @@ def _collapsed(window: Window, options: GradientVanishing.Options) -> Finding | 
     points = [
         (s.step, s.gradient.norm)
         for s in window.snapshots[-9:]
-        if s.gradient is not None and s.gradient.source == "adam_window"
+        if s.gradient is not None and s.gradient.source.endswith("_window")
     ]
     if len(points) < 3 or not window.snapshots or window.snapshots[-1].gradient is None:
         return None

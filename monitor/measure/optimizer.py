@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from monitor.measure.other_optimizers import other_estimate
 from storage.records import GradientEstimate, TensorSummary
 
 _STATE = re.compile(r"^(?P<optimizer>optimizer(?:\.\d+)?)\.state\.(?P<key>.+)\.exp_avg_sq$")
@@ -98,15 +99,20 @@ def gradient_estimate(
     reference_tensors: Iterable[TensorSummary] = (),
     reference_scalars: Mapping[str, float] | None = None,
 ) -> GradientEstimate | None:
-    """Estimate the global gradient norm between the reference and now, over all parameters with Adam state.
+    """Estimate the global gradient norm between the reference and now, from whatever optimizer state there is.
 
-    Source "adam_window" when every state has an older self in the reference under the same beta2, and nothing says
+    Where there is Adam state, over all parameters that have it:
+
+    source "adam_window" when every state has an older self in the reference under the same beta2, and nothing says
     that it was reset between; window_steps is the largest number of steps that a parameter took. A state that is new
-    since the reference has its whole memory in the window. Otherwise "adam_ema". None when there is no Adam state that
-    took a step, when a state is not finite, or when a beta2 is not stated.
+    since the reference has its whole memory in the window. Otherwise "adam_ema". None when an Adam state is not finite.
+    Without Adam state that took a step under a stated beta2, `other_estimate` says what there is.
     """
+    tensors, reference_tensors = tuple(tensors), tuple(reference_tensors)
     states = [s for s in adam_states(tensors, scalars) if s.step > 0]
-    if not states or any(s.second_moment is None or s.beta2 is None for s in states):
+    if not states or any(s.beta2 is None for s in states):
+        return other_estimate(tensors, scalars, reference_tensors, reference_scalars)
+    if any(s.second_moment is None for s in states):
         return None
     beta2s = {s.beta2 for s in states}
     beta2 = beta2s.pop() if len(beta2s) == 1 else None
