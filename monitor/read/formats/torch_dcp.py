@@ -25,9 +25,9 @@ class TorchDcpReader:
 
     @classmethod
     def claim(cls, directory: DirectoryListing) -> Sequence[Claim]:
-        """Claim a directory with a slice in it, or with the metadata of slices."""
+        """Claim a directory with slices in it, or with what one rank says of its slices."""
         ours = {name for name in directory.files if is_dcp_file(name)}
-        if not ours:
+        if ours <= {METADATA}:  # other tools have a file of this name
             return ()
         return (Claim(reader=cls.name, files=frozenset(ours | (directory.files & {*_BESIDE, _DESCRIPTION}))),)
 

@@ -210,7 +210,7 @@ def test_unfinished_checkpoints_are_incomplete(two_ranks: Path, tmp_path: Path) 
     for n in (0, 500, len(slices) // 2, len(slices) - 40):  # room made before it is filled
         (growing / "__0_0.distcp").write_bytes(slices[:n] + bytes(len(slices) - n))
         assert problem_of(growing) is ProblemKind.INCOMPLETE
-    (growing / "__0_0.distcp").unlink()
+    (growing / "__0_0.distcp").rename(growing / "__1_0.distcp")
     assert problem_of(growing) is ProblemKind.INCOMPLETE
     (growing / "__0_0.distcp").write_bytes(slices)
     assert_same(read_whole(growing), {"a": state["a"]})  # type: ignore[dict-item]
@@ -384,6 +384,7 @@ def test_a_directory_is_claimed_from_its_first_slice_on_and_nothing_else_in_it()
     assert claimed("__0_0.distcp", "notes.txt") == {"__0_0.distcp"}
     assert claimed(".metadata", "__0_0.distcp", "meta.pt", "other.pt") == {".metadata", "__0_0.distcp", "meta.pt"}
     assert claimed("__0.metadata", "__1_0.distcp") == {"__0.metadata", "__1_0.distcp"}
+    assert claimed(".metadata", "pubspec.yaml") is None
     assert claimed("meta.pt", "metadata.json", "common.pt", "model.safetensors") is None
 
 
