@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import cache
 from typing import TYPE_CHECKING
 
 from alerts.lifecycle import DETAILS_MAX, NOTIFIED, Change, Evaluation, Transition, advance
@@ -21,7 +22,17 @@ from alerts.quiet import MaintenanceWindow, quiet_reason
 from alerts.rule import Outcome, RuleSetting
 from alerts.verdict import is_good, last_good
 from storage import queries, telling, writer
-from storage.records import Alert, AlertState, Finding, Severity, Snapshot, SnapshotStatus, StoredSnapshot, Window
+from storage.records import (
+    Alert,
+    AlertState,
+    Finding,
+    Severity,
+    Silence,
+    Snapshot,
+    SnapshotStatus,
+    StoredSnapshot,
+    Window,
+)
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session  # the name of a type only; sessions are made and used up in storage
@@ -285,11 +296,12 @@ class Engine:
     ) -> tuple[int, dict[str, str]]:
         n_enqueued = 0
         quiet: dict[str, str] = {}
+        quiet_reason_of = self._quiet(session, now)
         for change in changes:
             writer.save_alert(session, change.alert)
             if change.transition not in NOTIFIED:
                 continue
-            reason = self._quiet_reason(session, change.alert, now)
+            reason = quiet_reason_of(change.alert)
             if reason is not None:
                 logger.info("nobody is told of %s in %s: %s", change.alert.rule, change.alert.run, reason)
                 quiet[change.alert.fingerprint] = reason
@@ -307,21 +319,25 @@ class Engine:
             )
         return n_enqueued, quiet
 
-    def _quiet_reason(self, session: Session, alert: Alert, now: float) -> str | None:
-        silences = telling.silences(session, now=now)
-        return quiet_reason(alert, silences=silences, windows=self._settings.windows, at=now)
+    def _quiet(self, session: Session, now: float) -> Callable[[Alert], str | None]:
+        """Return a function that says why nobody is told of an alert now; it asks for the silences once, when used."""
+
+        @cache
+        def silences() -> list[Silence]:
+            return telling.silences(session, now=now)
+
+        return lambda alert: quiet_reason(alert, silences=silences(), windows=self._settings.windows, at=now)
 
     def _untold(self, session: Session, run: str, now: float, ending: set[str]) -> list[Alert]:
         """Return the firing alerts that some route wants and that nobody was told of, unless that is still meant."""
         lowest = min((route.severity_min for route in self._settings.routes), default=None)
         if lowest is None:
             return []
+        quiet_reason_of = self._quiet(session, now)
         return [
             alert
             for alert in telling.untold_alerts(session, run)
-            if alert.severity >= lowest
-            and alert.fingerprint not in ending
-            and self._quiet_reason(session, alert, now) is None
+            if alert.severity >= lowest and alert.fingerprint not in ending and quiet_reason_of(alert) is None
         ]
 
     def _enqueue(
@@ -350,13 +366,14 @@ class Engine:
         if interval is None or interval <= 0 or not self._settings.routes:
             return []
         due = []
+        quiet_reason_of = self._quiet(session, now)
         for alert in queries.open_alerts(session, run):
             if alert.state is not AlertState.FIRING or alert.fired_at is None or alert.fingerprint in ending:
                 continue
             n = math.floor((now - alert.fired_at) / interval)
             if n < 1 or self._repeated.get((alert.fingerprint, alert.episode), 0) >= n:
                 continue
-            if self._quiet_reason(session, alert, now) is None:
+            if quiet_reason_of(alert) is None:
                 due.append((alert, n))
         return due
 
