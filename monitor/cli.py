@@ -23,6 +23,7 @@ COMMANDS: dict[str, str] = {
     "inspect": "monitor.commands.inspect:inspect",
     "diff": "monitor.commands.diff:diff",
     "check": "monitor.commands.check:check",
+    "export": "monitor.commands.export:export",
     "runs": "monitor.commands.runs:runs",
     "history": "monitor.commands.history:history",
     "alerts": "monitor.commands.alerts:alerts",
