@@ -14,7 +14,7 @@ from monitor.read.inert_nodes import Items, Node, Ref
 from monitor.read.inert_view import MODULE_TABLES, attributes_of, component, entries_of, is_module, size_of
 from monitor.read.naming import UniqueNames, joined, refine_kind
 from monitor.read.reader import LimitError, ReadLimits
-from monitor.read.root_plan import Place, Progress, find_progress, plan
+from monitor.read.root_plan import Place, Progress, find_progress, plan, stated_parameter_names
 from monitor.read.torch_objects import FoundTensor, bytes_of, numpy_scalar, tensor_of
 from storage.records import TensorKind
 
@@ -35,11 +35,15 @@ class NamedTensor:
 
 @dataclass(frozen=True, slots=True)
 class Flattened:
-    """All tensors in order, the kept numbers by dotted path, and what the top level says of step and epoch."""
+    """All tensors in order, the kept numbers by dotted path, and what the top level says of step and epoch.
+
+    `state_names` are the parameter names that optimizers state themselves, by (optimizer, number).
+    """
 
     tensors: list[NamedTensor]
     scalars: dict[str, float]
     progress: Progress
+    state_names: dict[tuple[str, int], str]
 
 
 def flatten(root: object, limits: ReadLimits) -> Flattened:
@@ -48,10 +52,11 @@ def flatten(root: object, limits: ReadLimits) -> Flattened:
     The numbers of an optimizer go before all others where there are more than `scalars_max`.
     """
     walk = _Walk(limits)
-    walk.run(plan(root, limits))
+    planned = plan(root, limits)
+    walk.run(planned)
     scalars = walk.optimizer_scalars | walk.scalars
     kept = dict(list(scalars.items())[: limits.scalars_max])
-    return Flattened(walk.tensors, kept, find_progress(root, limits))
+    return Flattened(walk.tensors, kept, find_progress(root, limits), stated_parameter_names(planned, limits))
 
 
 class _Walk:

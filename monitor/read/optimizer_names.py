@@ -62,6 +62,26 @@ def named_states(
         ]
         if found and all(other == found[0] for other in found):
             names.update({(optimizer, index): name for index, name in found[0].items()})
+    return _with_names(tensors, scalars, names)
+
+
+def stated_states(
+    tensors: Sequence[TensorSpec], scalars: Mapping[str, float], names: Mapping[tuple[str, int], str]
+) -> tuple[tuple[TensorSpec, ...], dict[str, float]]:
+    """Return tensors and scalars with every numbered state under the name that the checkpoint itself states for it.
+
+    `names` has the name for each (optimizer, number). The groups' beta2 must agree, as for `named_states`.
+    """
+    agreeing = {
+        optimizer: _betas_agree(optimizer, scalars, len(_group_lengths(optimizer, scalars)))
+        for optimizer in {optimizer for optimizer, _ in names}
+    }
+    return _with_names(tensors, scalars, {key: name for key, name in names.items() if agreeing[key[0]]})
+
+
+def _with_names(
+    tensors: Sequence[TensorSpec], scalars: Mapping[str, float], names: Mapping[tuple[str, int], str]
+) -> tuple[tuple[TensorSpec, ...], dict[str, float]]:
     if not names:
         return tuple(tensors), dict(scalars)
     renamed = tuple(

@@ -19,6 +19,7 @@ from monitor.read.naming import (
     as_step,
     is_optimizer_key,
     is_side_key,
+    printable,
 )
 from monitor.read.reader import ReadLimits
 from monitor.read.torch_objects import FoundTensor, numpy_scalar, tensor_of
@@ -90,6 +91,27 @@ def plan(root: object, limits: ReadLimits) -> list[tuple[Place, object]]:
         else:
             planned.append((Place(key, _kind(key, value, has_model=model is not None)), value))
     return planned
+
+
+def stated_parameter_names(planned: list[tuple[Place, object]], limits: ReadLimits) -> dict[tuple[str, int], str]:
+    """Return the names that optimizers built from named parameters keep: (optimizer, number) to parameter name.
+
+    A group whose names are not one text for each of its numbers gives none.
+    """
+    found: dict[tuple[str, int], str] = {}
+    for place, value in planned:
+        if place.kind is not TensorKind.OPTIMIZER or not _is_optimizer(value):
+            continue
+        groups = text_keyed(entries_of(value) or []).get("param_groups")
+        for group in groups[:_KEYS_LOOKED_AT_MAX] if isinstance(groups, list) else ():
+            entries = text_keyed(entries_of(group) or [])
+            numbers, names = entries.get("params"), entries.get("param_names")
+            if not isinstance(numbers, list) or not isinstance(names, list) or len(numbers) != len(names):
+                continue
+            for number, name in zip(numbers, names, strict=True):
+                if type(number) is int and type(name) is str and len(found) < limits.tensors_max:
+                    found[place.name, number] = printable(name, limits.name_characters_max // 2)
+    return found
 
 
 def find_progress(root: object, limits: ReadLimits) -> Progress:

@@ -13,6 +13,7 @@ from monitor.read.dtypes import DTYPES
 from monitor.read.flatten import NamedTensor, flatten
 from monitor.read.inert_nodes import PickleResult
 from monitor.read.naming import as_epoch, as_step
+from monitor.read.optimizer_names import stated_states
 from monitor.read.reader import Chunk, ReadLimits, TensorSpec
 from monitor.read.sources import ByteSource, MemorySource
 from monitor.read.strided import ChunkReader, Layout
@@ -130,11 +131,12 @@ def torch_checkpoint(result: PickleResult, storages: TensorStorages, limits: Rea
     if epoch is None:
         epochs = (as_epoch(single_value(tensor, storages, reader)) for tensor in progress.epoch_tensors)
         epoch = next((value for value in epochs if value is not None), None)
+    tensors, scalars = stated_states(tuple(_specs(flat.tensors, storages)), flat.scalars, flat.state_names)
     return TorchCheckpoint(
         step=step,
         epoch=epoch,
-        scalars=flat.scalars,
-        tensors=tuple(_specs(flat.tensors, storages)),
+        scalars=scalars,
+        tensors=tensors,
         globals_seen=result.globals_seen,
         n_objects=result.n_objects,
         reader=reader,

@@ -14,7 +14,7 @@ from typing import ClassVar
 from monitor.read.bounded_unit import BoundedUnit
 from monitor.read.inner import open_inner, open_inner_directory
 from monitor.read.merged import MergedCheckpoint, Part, merge
-from monitor.read.model_files import SINGLE_FILES, is_index, open_shards, shard_groups, weight_files
+from monitor.read.model_files import SINGLE_FILES, open_shards, shard_groups, weight_files
 from monitor.read.naming import as_epoch, as_step
 from monitor.read.optimizer_names import named_states
 from monitor.read.reader import CorruptError, IncompleteError, OpenCheckpoint, ReadLimits
@@ -62,9 +62,8 @@ class HfTrainerReader:
         if not weights and not any(not _SHARDED_OPTIMIZER.fullmatch(name) for name in inner):
             return ()
         files = weights | (directory.files & {STATE, *_SIDE_FILES})
-        return [
-            Claim(reader=cls.name, files=files, directories=inner, hidden=directory.files - files),
-        ]
+        hidden = directory.files - files if is_named else directory.files & {_ARGUMENTS}
+        return [Claim(reader=cls.name, files=files, directories=inner, hidden=hidden)]
 
     def open(self, unit: BoundedUnit, limits: ReadLimits) -> OpenCheckpoint:
         """Open weights, optimizer and state; raise IncompleteError until the state is written after the weights."""
@@ -107,9 +106,9 @@ def _weights(unit: BoundedUnit, limits: ReadLimits) -> tuple[list[Part], bool]:
         if name in unit:
             return [Part(checkpoint=open_inner(unit, name, limits))], name.endswith(".bin")
     groups = shard_groups([name for name in unit.names if "/" not in name])
-    for group in groups:
-        if group.index in unit or not any(is_index(other.index) and other.index in unit for other in groups):
-            return open_shards(unit, group.index, limits), False
+    if groups:
+        whole = [group for group in groups if group.index in unit]
+        return open_shards(unit, (whole or groups)[0].index, limits), False
     directories = sorted(unit.claim.directories)
     for pattern in (_SHARDED_MODEL, _DEEPSPEED):
         for directory in directories:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from monitor.read.optimizer_names import named_states
 from monitor.read.reader import TensorSpec
 from storage.records import TensorKind
+from tests.support.reading import read_whole
 
 Groups = Callable[[torch.nn.Module], Any]
 
@@ -158,3 +160,22 @@ def test_moments_that_differ_in_shape_keep_their_numbers() -> None:
     ]
     found, _ = named_states(specs, {"optimizer.param_groups.0.params.length": 1.0}, in_module_order=True)
     assert [s.name for s in found] == [s.name for s in specs]
+
+
+def test_names_that_the_optimizer_states_itself_are_taken_whatever_the_order(tmp_path: Path) -> None:
+    net = model()
+    optimizer = trained(net, list(net.named_parameters())[::-1])
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
+    whole = read_whole(tmp_path / "optimizer.pt")
+    assert stated(whole.specs.values()) == truth(net, optimizer)
+    state = optimizer.state_dict()["state"][0]["exp_avg"]
+    assert whole.values["optimizer.state.4.bias.exp_avg"].tolist() == state.tolist()
+
+
+@pytest.mark.parametrize("names", [["a"], [1] * 10, "abcdefghij", ["same"] * 10, None])
+def test_stated_names_that_make_no_sense_are_passed_over(tmp_path: Path, names: object) -> None:
+    net = model()
+    state = trained(net, net.parameters()).state_dict()
+    state["param_groups"][0]["param_names"] = names
+    torch.save(state, tmp_path / "optimizer.pt")
+    assert stated(read_whole(tmp_path / "optimizer.pt").specs.values()) == [str(n) for n in range(10)]
