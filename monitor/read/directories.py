@@ -27,6 +27,7 @@ DIRECTORY_READERS = {
     "hf_trainer": "monitor.read.formats.hf_trainer:HfTrainerReader",
     "accelerate": "monitor.read.formats.accelerate:AccelerateReader",
     "peft": "monitor.read.formats.peft:PeftReader",
+    "keras_sharded": "monitor.read.formats.keras_sharded:KerasShardedReader",
     "orbax": "monitor.read.formats.orbax:OrbaxReader",
     "saved_model": "monitor.read.formats.saved_model:SavedModelReader",
     "tf_checkpoint": "monitor.read.formats.tf_checkpoint:TfCheckpointReader",

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite, prod
+from typing import Protocol
 
-from monitor.read.hdf5 import Hdf5Dataset, Hdf5File, Hdf5Tree
+from monitor.read.hdf5 import Hdf5Dataset, Hdf5Tree
 from monitor.read.keras_names import KerasVariable, kind_of, name_variables, split_place
 from monitor.read.keras_optimizer import (
     OptimizerConfig,
@@ -33,6 +34,13 @@ _WEIGHTS, _OPTIMIZER_WEIGHTS = "model_weights", "optimizer_weights"
 _TRAINING_CONFIG = "training_config"
 
 
+class DatasetSource(Protocol):
+    """What delivers the values of datasets: an HDF5 file, or several."""
+
+    def chunks(self, dataset: Hdf5Dataset) -> Iterator[Chunk]:
+        """Yield the values of one dataset in C order of its shape."""
+
+
 @dataclass(frozen=True, slots=True)
 class Hdf5Checkpoint:
     """An open HDF5 file."""
@@ -41,7 +49,7 @@ class Hdf5Checkpoint:
     epoch: float | None
     scalars: Mapping[str, float]
     tensors: tuple[TensorSpec, ...]
-    file: Hdf5File
+    file: DatasetSource
 
     def chunks(self, spec: TensorSpec) -> Iterator[Chunk]:
         """Yield the values of one dataset in C order of its shape."""
@@ -67,7 +75,7 @@ class _Found:
 
 
 def open_hdf5(
-    file: Hdf5File, tree: Hdf5Tree, limits: ReadLimits, config: OptimizerConfig | None = None
+    file: DatasetSource, tree: Hdf5Tree, limits: ReadLimits, config: OptimizerConfig | None = None
 ) -> Hdf5Checkpoint:
     """Make a checkpoint of a file's datasets; `config` is what a configuration beside the file says."""
     if tree.datasets and all(split_place(d.path) for d in tree.datasets):
@@ -110,7 +118,7 @@ def _texts(tree: Hdf5Tree, path: str, name: str) -> tuple[str, ...]:
     return tuple(parts)
 
 
-def _number(file: Hdf5File, dataset: Hdf5Dataset) -> int | float | None:
+def _number(file: DatasetSource, dataset: Hdf5Dataset) -> int | float | None:
     """Return the value of a dataset without dimensions, None where it is no finite real number."""
     if dataset.shape != () or dataset.problem is not None or not dataset.dtype.startswith(("int", "uint", "float")):
         return None
@@ -121,7 +129,7 @@ def _number(file: Hdf5File, dataset: Hdf5Dataset) -> int | float | None:
     return None
 
 
-def _plain(file: Hdf5File, tree: Hdf5Tree, limits: ReadLimits) -> _Found:
+def _plain(file: DatasetSource, tree: Hdf5Tree, limits: ReadLimits) -> _Found:
     named: list[_Named] = []
     numbers: dict[str, int | float] = {}
     for dataset in tree.datasets:
@@ -137,7 +145,7 @@ def _plain(file: Hdf5File, tree: Hdf5Tree, limits: ReadLimits) -> _Found:
     )
 
 
-def _keras3(file: Hdf5File, tree: Hdf5Tree, limits: ReadLimits, config: OptimizerConfig) -> _Found:
+def _keras3(file: DatasetSource, tree: Hdf5Tree, limits: ReadLimits, config: OptimizerConfig) -> _Found:
     layer_names = {path: text[0] for path in tree.attributes if (text := _texts(tree, path, "name"))}
     model = [d for d in tree.datasets if not d.path.startswith(f"{_OPTIMIZER}/")]
     variables = name_variables([d.path for d in model], [d.shape for d in model], [d.dtype for d in model], layer_names)
@@ -160,7 +168,7 @@ def _keras3(file: Hdf5File, tree: Hdf5Tree, limits: ReadLimits, config: Optimize
 
 
 def _keras3_slots(
-    file: Hdf5File,
+    file: DatasetSource,
     datasets: Sequence[Hdf5Dataset],
     model: tuple[str, Sequence[tuple[str, Shape]] | None, OptimizerConfig],
     limits: ReadLimits,
@@ -225,7 +233,7 @@ def _optimizer_variable(dataset: Hdf5Dataset, name: str) -> _Named:
     return _Named(dataset=dataset, name=name, kind=TensorKind.OPTIMIZER)
 
 
-def _legacy(file: Hdf5File, tree: Hdf5Tree, limits: ReadLimits) -> _Found:
+def _legacy(file: DatasetSource, tree: Hdf5Tree, limits: ReadLimits) -> _Found:
     root = f"{_WEIGHTS}/" if _WEIGHTS in tree.attributes else ""
     by_path = {d.path: d for d in tree.datasets}
     known_as: dict[str, str] = {}  # what the optimizer calls a parameter -> our name for it

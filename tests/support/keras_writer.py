@@ -142,6 +142,7 @@ def as_numpy(variable: Any) -> Any:
 
 def main(directory: Path) -> None:
     keras.utils.set_random_seed(7)
+    (directory / "sharded").mkdir()
     everything(directory)
     version_one(directory)
     for build in (convolutional, sequence, subclassed, mixed):
@@ -155,6 +156,8 @@ def main(directory: Path) -> None:
             model=model, optimizer=model.optimizer, step=tf.Variable(40 + 2, dtype=tf.int64)
         )
         checkpoint.write(str(directory / f"{name}.tf"))
+        if name == "sequence":
+            model.save_weights(directory / "sharded" / "sequence.weights.json", max_shard_size=1e-6)
         if name == "convolutional":
             tf.saved_model.save(model, str(directory / "saved"))
             model.export(directory / "exported", verbose=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -22,6 +23,7 @@ from monitor.measure.snapshot import measure_path
 from monitor.read.reader import ReadError
 from storage.records import ProblemKind, TensorKind
 from tests.conformance.reader import Arrays, ReaderConformance
+from tests.conformance.unit import UnitConformance
 from tests.support.audit import audited
 from tests.support.daemons import clean_environment
 from tests.support.reading import Whole, bits, read_whole
@@ -189,6 +191,44 @@ class TestKerasArchive(ReaderConformance):
             archive.writestr("config.json", "{}")
             archive.write(inner, "model.weights.h5")
         os.unlink(inner)
+
+
+def test_weights_in_shards_are_one_checkpoint(keras_files: Path) -> None:
+    index = keras_files / "sharded" / "sequence.weights.json"
+    assert len(list(index.parent.glob("*.h5"))) > 2
+    whole = read_whole(index)
+    single = read_whole(keras_files / "sequence.weights.h5")
+    assert whole.format == "keras_sharded"
+    assert whole.specs.keys() == single.specs.keys()
+    assert whole.step == single.step
+    assert {n: bits(v) for n, v in whole.values.items()} == {n: bits(v) for n, v in single.values.items()}
+
+
+class TestShards(UnitConformance):
+    format = "keras_sharded"
+    needed = ("sequence_00001.weights.h5",)
+
+    def place(self, directory: Path, request: pytest.FixtureRequest) -> Path:
+        for path in (request.getfixturevalue("keras_files") / "sharded").iterdir():
+            shutil.copy2(path, directory / path.name)
+        return directory / "sequence.weights.json"
+
+
+@pytest.mark.parametrize(
+    ("places", "kind"),
+    [
+        ({"/a": "../outside.weights.h5"}, ProblemKind.UNSAFE_REFERENCE),
+        ({"/a": "/etc/hostname"}, ProblemKind.UNSAFE_REFERENCE),
+        ({"/a": "sequence_00099.weights.h5"}, ProblemKind.INCOMPLETE),
+        ({"/a": [3]}, ProblemKind.CORRUPT),
+        ([], ProblemKind.CORRUPT),
+        ({}, ProblemKind.LIMIT),
+    ],
+)
+def test_an_index_that_lies_is_refused(keras_files: Path, tmp_path: Path, places: Any, kind: ProblemKind) -> None:
+    copy = Path(shutil.copytree(keras_files / "sharded", tmp_path / "run"))
+    (copy / "sequence.weights.json").write_text(json.dumps({"weight_map": places}))
+    assert problem(copy / "sequence.weights.json") is kind
 
 
 def test_whole_is_what_the_reader_says(keras_files: Path) -> None:
