@@ -28,7 +28,10 @@ def untold_alerts(session: Session, run: str) -> list[Alert]:
 
 
 def told_alerts(session: Session, notifier: str, *, resolved_since: float) -> list[ToldAlert]:
-    """Return the alerts a notifier was to be told of that fire, or were resolved since then; oldest first."""
+    """Return the alerts a notifier was to be told of that fire, or were resolved since then; oldest first.
+
+    What fires in a run that has ended is left out: nothing can resolve it any more.
+    """
     last = aliased(OutboxRow)
     newest_message = (
         select(func.max(OutboxRow.id))
@@ -42,7 +45,7 @@ def told_alerts(session: Session, notifier: str, *, resolved_since: float) -> li
         .join(last, last.id == newest_message)
         .where(
             or_(
-                AlertRow.state == AlertState.FIRING.value,
+                and_(AlertRow.state == AlertState.FIRING.value, RunRow.active),
                 and_(AlertRow.state == AlertState.RESOLVED.value, AlertRow.resolved_at >= resolved_since),
             )
         )

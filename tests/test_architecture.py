@@ -36,6 +36,7 @@ SUPERVISORS = {
     "alerts/registry.py:_load_entry": "code of others may fail in any way when it is imported",
     "alerts/delivery.py:Delivery._run": "one bad turn must not end a lane",
     "alerts/delivery.py:_call": "one broken notifier must not stop its lane",
+    "monitor/show/push/pusher.py:Pusher._attempt": "one failed export must not end the exports",
 }
 
 # Functions with more parameters than the rest may have, and why.

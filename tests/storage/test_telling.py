@@ -79,6 +79,16 @@ def test_told_alerts_come_with_the_last_good_checkpoint_of_their_last_message(da
     assert (found.last_good_step, found.last_good_path) == (7, "/data/7.pt")
 
 
+def test_what_fires_in_a_run_that_has_ended_is_not_told_for_ever(database: Database) -> None:
+    over = replace(FIRING, fingerprint="f2", state=AlertState.RESOLVED, resolved_at=60.0)
+    store(database, FIRING, over)
+    tell(database, FIRING)
+    tell(database, over)
+    with database.write() as session:
+        writer.set_run_active(session, "gpt", False)
+    assert told(database) == [("f2", "resolved")]
+
+
 def test_later_messages_of_an_episode_know_what_the_receiver_calls_the_first(database: Database) -> None:
     store(database, FIRING)
     tell(database, FIRING)
