@@ -18,7 +18,9 @@ from monitor.read.reader import Chunk, ReadLimits, TensorSpec
 from monitor.read.sources import ByteSource, MemorySource
 from monitor.read.strided import ChunkReader, Layout
 from monitor.read.torch_objects import FoundTensor, StorageRef, TensorError
+from storage.records import TensorKind
 
+_CALLBACKS = "callbacks."
 _VIEW_BYTES_RATIO_MAX = 4  # overlapping views may make us read the file so often, no more
 
 
@@ -131,7 +133,14 @@ def torch_checkpoint(result: PickleResult, storages: TensorStorages, limits: Rea
     if epoch is None:
         epochs = (as_epoch(single_value(tensor, storages, reader)) for tensor in progress.epoch_tensors)
         epoch = next((value for value in epochs if value is not None), None)
-    tensors, scalars = stated_states(tuple(_specs(flat.tensors, storages)), flat.scalars, flat.state_names)
+    scores = [named for named in flat.tensors if _is_score(named)]
+    read = {named.name: single_value(named.tensor, storages, reader) for named in scores[: limits.scalars_max]}
+    numbers = {name: float(value) for name, value in read.items() if value is not None}
+    tensors, scalars = stated_states(
+        tuple(_specs([named for named in flat.tensors if not _is_score(named)], storages)),
+        dict([*flat.scalars.items(), *numbers.items()][: limits.scalars_max]),
+        flat.state_names,
+    )
     return TorchCheckpoint(
         step=step,
         epoch=epoch,
@@ -141,6 +150,11 @@ def torch_checkpoint(result: PickleResult, storages: TensorStorages, limits: Rea
         n_objects=result.n_objects,
         reader=reader,
     )
+
+
+def _is_score(named: NamedTensor) -> bool:
+    """Say whether a tensor is a number that a callback of Lightning keeps, infinite until there is one to compare."""
+    return named.kind is TensorKind.OTHER and named.name.startswith(_CALLBACKS) and named.tensor.shape == ()
 
 
 def _specs(found: Sequence[NamedTensor], storages: TensorStorages) -> Iterator[TensorSpec]:

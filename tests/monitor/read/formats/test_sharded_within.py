@@ -38,7 +38,7 @@ def test_a_real_lightning_run_that_shards_is_read_with_its_step_and_epoch(tmp_pa
         whole = read_whole(tmp_path / f"epoch=0-step={step}.ckpt")
         assert (whole.format, whole.step, whole.epoch) == ("torch_dcp", step, 0.0)
         kinds = {name: spec.kind for name, spec in whole.specs.items()}
-        assert {name for name in kinds if kinds[name] is not TensorKind.OTHER} == set(expected)
+        assert set(kinds) == set(expected)
         assert kinds["net.0.weight"] is TensorKind.PARAMETER
     assert_same(whole, expected)
     measured = measure_path(str(tmp_path / f"epoch=0-step={STEPS}.ckpt"), MeasureOptions())
