@@ -15,8 +15,9 @@ from storage.records import TensorKind
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """One checkpoint within another: `prefix` goes before its names, `rename` replaces some, `kind` all kinds.
+    """One checkpoint within another.
 
+    `prefix` goes before its names, `rename` replaces some of them, also those of numbers, and `kind` all kinds.
     `scalars` says whether its plain numbers are taken as well, under the same prefix.
     """
 
@@ -85,7 +86,8 @@ def merge(
             )
         for key, value in part.checkpoint.scalars.items() if part.scalars else ():
             if len(numbers) < limits.scalars_max:
-                numbers.setdefault(joined(part.prefix, key, limits.name_characters_max), value)
+                name = joined(part.prefix, part.rename.get(key, key), limits.name_characters_max)
+                numbers.setdefault(name, value)
     checkpoints = [part.checkpoint for part in parts]
     return MergedCheckpoint(
         step=step if step is not None else next((c.step for c in checkpoints if c.step is not None), None),

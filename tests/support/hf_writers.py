@@ -122,6 +122,16 @@ def write_accelerate(units: Path, truth: Path) -> None:
     note(truth, "accelerate_bin", {**model.state_dict(), **named})
 
 
+def write_two_models(units: Path) -> None:
+    accelerator = Accelerator(cpu=True)
+    models = [accelerator.prepare(torch.nn.Linear(3, n + 1)) for n in range(2)]
+    optimizers = [accelerator.prepare(torch.optim.AdamW(model.parameters())) for model in models]
+    for model, optimizer in zip(models, optimizers, strict=True):
+        accelerator.backward(model(torch.ones(2, 3)).square().sum())
+        optimizer.step()
+    accelerator.save_state(str(units / "accelerate_two"))
+
+
 def project_directory(units: Path, number: int) -> Path:
     return units / "accelerate" / "checkpoints" / f"checkpoint_{number}"
 
@@ -144,6 +154,7 @@ def main() -> None:
     torch.set_num_threads(1)
     write_trainer(units, truth)
     write_accelerate(units, truth)
+    write_two_models(units)
     write_others(units, truth)
 
 

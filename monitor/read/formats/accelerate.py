@@ -118,7 +118,7 @@ def _optimizers(unit: BoundedUnit, limits: ReadLimits) -> list[Part]:
 def _numbered(optimizer: OpenCheckpoint, number: int) -> Part:
     """Return an optimizer under `optimizer.<number>`, the first one under `optimizer`."""
     prefix = "optimizer."
-    names = [spec.name for spec in optimizer.tensors]
+    names = [*(spec.name for spec in optimizer.tensors), *optimizer.scalars]
     rename = {name: f"optimizer.{number}.{name.removeprefix(prefix)}" for name in names} if number else {}
     return Part(checkpoint=optimizer, rename=rename, kind=TensorKind.OPTIMIZER)
 

@@ -53,6 +53,17 @@ def test_a_checkpoint_of_a_training_script_has_its_step_in_its_name(tmp_path: Pa
     assert root.run_of(f"{unit}/") == "root/run"
 
 
+def test_further_models_and_optimizers_are_numbered_as_accelerate_numbers_them(hf_checkpoints: Path) -> None:
+    whole = read_whole(hf_checkpoints / "units" / "accelerate_two")
+    shapes = {name: spec.shape for name, spec in whole.specs.items()}
+    assert shapes["weight"] == (1, 3)
+    assert shapes["model_1.weight"] == (2, 3)
+    assert shapes["optimizer.state.0.exp_avg"] == (1, 3)
+    assert shapes["optimizer.1.state.0.exp_avg"] == (2, 3)
+    assert whole.scalars["optimizer.1.param_groups.0.betas.1"] == 0.999
+    assert {spec.kind for name, spec in whole.specs.items() if name.startswith("optimizer")} == {TensorKind.OPTIMIZER}
+
+
 def test_an_optimizer_without_random_states_is_waited_for(tmp_path: Path, hf_checkpoints: Path) -> None:
     made = hf_checkpoints / "units" / "accelerate" / "checkpoints" / "checkpoint_1"
     unit = Path(shutil.copytree(made, tmp_path / "checkpoint_1"))
