@@ -61,7 +61,9 @@ class GradientVanishing:
         if largest < options.rms:
             faint = held
         n_faint, n_held = (sum(math.prod(s.shape) for s, _ in part) for part in (faint, held))
-        serious = n_faint >= options.share * n_held or (bool(faint) and faint[0] is held[0] and faint[0][1] == 0.0)
+        serious = n_faint >= options.share * n_held or (
+            bool(faint) and faint[0][0] is held[0][0] and faint[0][1] == 0.0
+        )
         if not serious:
             faint = [(s, rms) for s, rms in faint if rms == 0.0]
         if not faint:

@@ -95,6 +95,46 @@ def test_the_window_holds_the_current_attempt_and_the_newest_tensors(database: D
     assert (window.run, window.now, window.reason) == ("gpt", 5.0, "tick")
 
 
+def test_the_window_holds_the_last_complete_snapshots_before_the_newest_with_their_contents(
+    database: Database,
+) -> None:
+    add(database, *(make_snapshot(step) for step in range(1, 12)), make_failure(12), make_snapshot(13))
+    with database.read() as session:
+        window = queries.window(session, "gpt", n_snapshots_max=64, now=9.0, reason="snapshot")
+    assert [p.snapshot.step for p in window.past] == list(range(4, 12))
+    assert window.scalars == make_snapshot().scalars
+    for past in window.past:
+        assert [t.name for t in past.tensors] == ["a.weight", "b.bias"]
+        assert all(t.sketch is None and t.histogram is None for t in past.tensors)
+        assert past.drifts == make_snapshot().drifts
+        assert past.scalars == make_snapshot().scalars
+    assert window.previous_attempt is None
+
+
+def test_snapshots_with_very_many_tensors_make_the_past_shorter(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(database, *(make_snapshot(step) for step in range(1, 7)))
+    monkeypatch.setattr(queries, "PAST_TENSORS_MAX", 5)
+    with database.read() as session:
+        window = queries.window(session, "gpt", n_snapshots_max=64, now=9.0, reason="snapshot")
+    assert [p.snapshot.step for p in window.past] == [4, 5]
+    monkeypatch.setattr(queries, "PAST_TENSORS_MAX", 0)
+    with database.read() as session:
+        window = queries.window(session, "gpt", n_snapshots_max=64, now=9.0, reason="snapshot")
+    assert [p.snapshot.step for p in window.past] == [5]
+
+
+def test_the_window_of_a_restart_shows_where_the_attempt_before_ended(database: Database) -> None:
+    add(database, make_snapshot(10), make_snapshot(20), make_snapshot(15, attempt=2, signature="again"))
+    with database.read() as session:
+        window = queries.window(session, "gpt", n_snapshots_max=64, now=9.0, reason="snapshot")
+    assert window.past == ()
+    assert window.previous_attempt is not None
+    assert window.previous_attempt.snapshot.step == 20
+    assert [t.name for t in window.previous_attempt.tensors] == ["a.weight", "b.bias"]
+
+
 def test_the_window_of_a_failed_checkpoint_has_no_tensors_and_of_no_run_nothing(database: Database) -> None:
     add(database, make_snapshot(1), make_failure(2))
     with database.read() as session:
