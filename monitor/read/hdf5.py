@@ -46,6 +46,7 @@ _CHUNK_BYTES_MAX = 32 * 2**20  # of one chunk, unpacked
 _CACHE_BYTES = 64 * 2**20  # unpacked chunks that the library keeps
 _CACHE_SLOTS = 10_007
 _SHOWN = 80
+_HEAP = b"GCOL"
 # What HDF5 and h5py bring along: deflate, shuffle, fletcher32, nbit, scaleoffset, lzf. Others would load a plugin.
 _FILTERS = frozenset({1, 2, 3, 5, 6, 32000})
 _LIBRARY_ERRORS = (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, SystemError, MemoryError)
@@ -216,8 +217,26 @@ class _View(io.RawIOBase):
         except ReadError as error:
             self.error = self.error or error
             raise OSError(str(error)) from error
+        if view[:4] == _HEAP:
+            self._check_heap(self._position)
         self._position += n
         return n
+
+    def _check_heap(self, offset: int) -> None:
+        """Refuse a heap of texts with a free stretch of no length, on which the library would turn in a circle."""
+        left = self._n_bytes - offset
+        total = int.from_bytes(self._file.read(self._base + offset + 8, 8), "little") if left >= 16 else 0
+        is_sound = 16 <= total <= min(left, _TEXT_BYTES_MAX)
+        heap = self._file.read(self._base + offset, total) if is_sound else b""
+        at = 16
+        while is_sound and at + 16 <= total:
+            index, n = int.from_bytes(heap[at : at + 2], "little"), int.from_bytes(heap[at + 8 : at + 16], "little")
+            step = n if index == 0 else 16 + (n + 7) // 8 * 8
+            is_sound = step >= 16 and at + step <= total
+            at += step
+        if not is_sound:
+            self.error = self.error or CorruptError("the texts of the HDF5 file are not where their heap says")
+            raise OSError(str(self.error))
 
 
 class _Walk:

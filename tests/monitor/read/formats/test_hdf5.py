@@ -211,6 +211,25 @@ def test_a_flush_in_the_middle_of_saving_is_not_yet_whole_while_the_file_grows(t
         assert problem(tmp_path / "x.h5") is ProblemKind.INCOMPLETE
 
 
+@pytest.mark.timeout(20)
+def test_a_heap_of_texts_that_never_ends_is_refused(tmp_path: Path) -> None:
+    def fill(file: Any) -> None:
+        file["w"] = np.ones(2)
+        file.attrs["layer_names"] = ["x" * 50] * 300
+
+    path = made(tmp_path / "x.h5", fill)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"GCOL")
+    total = int.from_bytes(data[at + 8 : at + 16], "little")
+    places = [place for place in range(at + 16, at + total, 8) if data[place + 16 : place + 20] == b"xxxx"]
+    assert len(places) > 10
+    for place in (places[0], places[-1]):
+        broken = data.copy()
+        broken[place : place + 16] = bytes(16)
+        path.write_bytes(broken)
+        assert problem(path) is ProblemKind.CORRUPT
+
+
 WRITER = """
 import sys, h5py, numpy as np
 path, n = sys.argv[1], int(sys.argv[2])
