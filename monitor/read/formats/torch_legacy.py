@@ -49,12 +49,10 @@ class TorchLegacyReader:
         if head[:1] == b"P" and b"PK\x03\x04".startswith(head):  # given to us by its name alone
             raise IncompleteError("the file has hardly begun: the first bytes of a zip archive and no more")
         if head[:1] != b"\x80":
-            raise UnsupportedError(
+            raise CorruptError(
                 "the file has the name of a PyTorch file, but is neither a zip archive nor a pickle; "
                 f"it begins with {head[:8].hex(' ')}"
             )
-        if head[:1] != b"\x80":
-            raise CorruptError("the file begins neither as a zip nor as a pickle, so torch.save did not write it")
         if not begins_legacy(head) and len(head) == LEGACY_MAGIC_WITHIN:
             raise UnsupportedError("the file is a pickle, but not one that torch.save wrote")
         magic = parse_at(whole, 0, limits)
