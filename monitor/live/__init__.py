@@ -6,6 +6,6 @@ and never imported for asking. This runs in the caller's own process and must no
 
 from __future__ import annotations
 
-from monitor.live.measuring import measure
+from monitor.live.measuring import diff, measure
 
-__all__ = ["measure"]
+__all__ = ["diff", "measure"]

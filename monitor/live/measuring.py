@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from os import PathLike, fspath
 from typing import Any
 
 from monitor.live.collections import collection
@@ -12,10 +15,14 @@ from monitor.live.leaves import is_leaf, owners
 from monitor.live.memory import CHUNK_BYTES, memory_checkpoint
 from monitor.live.tensorflow_objects import tensorflow_object
 from monitor.live.torch_models import torch_model
+from monitor.measure.comparison import Comparison, compare, pairs_to_read
+from monitor.measure.matching import match_tensors
 from monitor.measure.measured import Measured
 from monitor.measure.options import MeasureOptions
+from monitor.measure.pair_comparison import compare_pairs
 from monitor.measure.snapshot import measure_checkpoint
 from monitor.read.reader import OpenCheckpoint, ReadLimits, UnsupportedError
+from monitor.read.registry import open_path
 from monitor.read.renamed import without_wrappers
 
 _LIMITS = ReadLimits(chunk_bytes_max=CHUNK_BYTES)
@@ -32,6 +39,31 @@ def measure(model: Any, optimizer: Any = None, *, options: MeasureOptions | None
     """
     checkpoint, framework = opened(model, optimizer)
     return measure_checkpoint(checkpoint, options or MeasureOptions(), format=framework)
+
+
+def diff(a: Any, b: Any, *, options: MeasureOptions | None = None) -> Comparison:
+    """Compare two models in memory, `a` the older one, tensor by tensor, of whatever frameworks they are.
+
+    Each is what `measure` takes, or the path of a checkpoint. Tensors are matched by name rules and numbers, and count
+    as the same when they are equal bit by bit with their axes in the other framework's order. Raises ReadError for a
+    path that cannot be read or an object of another kind.
+    """
+    chosen = replace(options or MeasureOptions(), drift="exact")
+    with _side(a) as (old, old_format), _side(b) as (new, new_format):
+        before = measure_checkpoint(old, chosen, format=old_format)
+        after = measure_checkpoint(new, chosen, format=new_format, reference=old)
+        matching = match_tensors(before.tensors, after.tensors)
+        return compare(matching, after, compare_pairs(old, new, pairs_to_read(matching, after)))
+
+
+@contextmanager
+def _side(model: Any) -> Iterator[tuple[OpenCheckpoint, str]]:
+    if not isinstance(model, str | PathLike):
+        yield opened(model)
+        return
+    with open_path(fspath(model), _LIMITS) as found:
+        yield found.checkpoint, found.format
+        found.file.verify_unchanged()
 
 
 def opened(model: Any, optimizer: Any = None) -> tuple[OpenCheckpoint, str]:

@@ -69,9 +69,14 @@ class AxisOrder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Orders:
-    """The orders in which a target may keep a source: `right` ones, and `wrong` ones that conversions produce."""
+    """The orders in which a target may keep a source, likeliest first.
+
+    `right` ones can be told from shapes and names; `rare` ones are right too, but only believed where all values are
+    equal; `wrong` ones are what conversions produce that went wrong.
+    """
 
     right: tuple[AxisOrder, ...]
+    rare: tuple[AxisOrder, ...] = ()
     wrong: tuple[AxisOrder, ...] = ()
 
 
@@ -79,7 +84,7 @@ def possible_orders(source: tuple[str, Shape], target: tuple[str, Shape], sizes:
     """Return the orders in which the target could hold the source, each given by name and shape, likeliest first.
 
     `sizes` are the sizes of axes in the checkpoint, among which the number of channels before a flattening is. Where
-    the names tell the order (a kernel, a weight), every other one is wrong. Both are empty where no order of axes makes
+    the names tell the order (a kernel, a weight), every other one is wrong. All are empty where no order of axes makes
     one shape of the other.
     """
     (source_name, source_shape), (target_name, target_shape) = source, target
@@ -92,15 +97,17 @@ def possible_orders(source: tuple[str, Shape], target: tuple[str, Shape], sizes:
     flattened = _unique(islice(_flattened(source_shape, target_shape, sizes), ORDERS_MAX))
     gates = _unique(_gated(general)) if is_recurrent(source_name, target_name) else ()
     if expected is None:
-        return Orders(right=_unique((*general, *flattened, *gates))[:ORDERS_MAX])
+        return Orders(right=general, rare=_unique((*flattened, *gates))[:ORDERS_MAX])
     inputs = 0 if is_transposing(source_name, target_name) else 1
     turned = tuple(o for o in _flattened(source_shape, target_shape, sizes, (inputs,)) if o.axes == (2, 1, 0))
     if is_gru(source_name, target_name):
         return Orders(right=(_gru(expected, source_name),), wrong=(expected, *general, *gates))
     others = _unique((*general, *flattened, *gates))
-    right = _unique((expected, *turned))[:ORDERS_MAX]
-    known = {_key(order) for order in right}
-    return Orders(right=right, wrong=tuple(order for order in others if _key(order) not in known)[:ORDERS_MAX])
+    rare = _unique(turned)[:ORDERS_MAX]
+    known = {_key(order) for order in (expected, *rare)}
+    return Orders(
+        right=(expected,), rare=rare, wrong=tuple(order for order in others if _key(order) not in known)[:ORDERS_MAX]
+    )
 
 
 def _expected(source: tuple[str, Shape], target: tuple[str, Shape]) -> AxisOrder | None:

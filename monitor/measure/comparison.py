@@ -146,7 +146,8 @@ def _compared(
     if _is_plain(old, new, by) and drift is not None:
         return _pair(old, new, drift, by, None)
     result = results.get(new.name)
-    if result is not None and result.drift is not None:
+    is_reshaped = by is MatchedBy.NAME and old.shape != new.shape and (result is None or not _is_equal(result.drift))
+    if result is not None and result.drift is not None and not is_reshaped:
         return _pair(old, new, result.drift, by, result)
     return TensorComparison(
         name=new.name,
@@ -162,8 +163,8 @@ def _pair(
     old: TensorSummary, new: TensorSummary, drift: TensorDrift | None, by: MatchedBy | None, result: PairResult | None
 ) -> TensorComparison:
     note = result.note if result else None
-    is_same = drift is not None and drift.n_changed == 0 and old.dtype == new.dtype and note is None
-    is_equal = drift is not None and drift.n_changed == 0
+    is_equal = _is_equal(drift)
+    is_same = is_equal and old.dtype == new.dtype and note is None
     return TensorComparison(
         name=new.name,
         other_name=old.name,
@@ -177,3 +178,7 @@ def _pair(
         matched_by=by,
         note=note,
     )
+
+
+def _is_equal(drift: TensorDrift | None) -> bool:
+    return drift is not None and drift.n_changed == 0

@@ -78,8 +78,8 @@ def _compare_pair(
     if old.n_elements == 0 and new.n_elements == 0:
         return replace(nothing, drift=PairedDrift(0, iter(())).finish(new.name, None))
     orders = possible_orders((old.name, old.shape), (new.name, new.shape), sizes)
-    if not orders.right:
-        return replace(nothing, note=f"no order of axes makes {_shape(new.shape)} of {_shape(old.shape)}")
+    if not (orders.right or orders.rare):
+        return replace(nothing, note=_unfit(old, new))
     comparing = _Comparing(sides, old, new, block_bytes)
     return comparing.result(orders)
 
@@ -95,11 +95,21 @@ class _Comparing:
 
     def result(self, orders: Orders) -> PairResult:
         """Return the drift under the order in which the values are equal, else under the likeliest."""
-        distances = self._distances((*orders.right, *orders.wrong))
-        right, wrong = distances[: len(orders.right)], distances[len(orders.right) :]
-        found = self._equal(orders.right, right)
+        groups = (orders.right, orders.rare, orders.wrong)
+        distances = self._distances([order for group in groups for order in group])
+        ends = np.cumsum([len(group) for group in groups])
+        right, rare, wrong = np.split(distances, ends[:-1])
+        found = self._equal(orders.right, right) or self._equal(orders.rare, rare)
         if found is not None:
             return self._result(*found)
+        if not orders.right:
+            return PairResult(
+                name=self._new.name,
+                other_name=self._old.name,
+                layout=None,
+                drift=None,
+                note=_unfit(self._old, self._new),
+            )
         mistaken = self._equal(orders.wrong, wrong)
         best = int(np.argmin(right))
         likeliest = orders.right[best if mistaken is None and right[best] < _NEARER * right[0] else 0]
@@ -165,6 +175,10 @@ def _sample(n_elements: int) -> Positions:
 def _wide(values: Array) -> npt.NDArray[np.inexact[Any]]:
     with np.errstate(invalid="ignore"):
         return values.astype(np.complex128) if values.dtype.kind == "c" else values.astype(np.float64)
+
+
+def _unfit(old: TensorSpec, new: TensorSpec) -> str:
+    return f"no order of axes makes {_shape(new.shape)} of {_shape(old.shape)}"
 
 
 def _shape(shape: tuple[int, ...]) -> str:
