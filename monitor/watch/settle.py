@@ -132,8 +132,8 @@ def _final_problem(candidate: Candidate, *, now: float, policy: SettlePolicy, ve
         quiet_seconds = now - _last_change(candidate, now)
         if quiet_seconds < policy.incomplete_timeout_seconds:
             return None
-        minutes = quiet_seconds / 60
-        message = f"still incomplete {minutes:.0f} min after its last change: {problem.message}"
+        waited_text = f"{quiet_seconds:.0f} s" if quiet_seconds < 120 else f"{quiet_seconds / 60:.0f} min"
+        message = f"still incomplete {waited_text} after its last change: {problem.message}"
         return Problem(kind=ProblemKind.TRUNCATED, message=message[:500])
     return problem if waited >= policy.incomplete_timeout_seconds else None
 
