@@ -15,7 +15,7 @@ import numpy.typing as npt
 from monitor.measure.axis_order import AxisOrder, Positions
 from monitor.read.reader import Chunk
 
-BLOCK_BYTES = 64 * 2**20
+BLOCK_BYTES = 40 * 2**20
 _CHUNK_BYTES = 2**20
 
 _Array = npt.NDArray[np.generic]
@@ -27,15 +27,19 @@ def reordered(
 ) -> Iterator[Chunk]:
     """Yield the elements of a tensor in the target's order; `stream` begins to read the source anew, in C order.
 
-    `dtype` is that of the values. A block is at least one row of the target's first two axes that are not cut.
+    `dtype` is that of the values; a chunk is valid until the next is asked for. At most `block_bytes` of the target are
+    held at a time, or one element.
     """
     if order.is_identity:
         yield from stream()
         return
     shape = [order.split[axis] for axis in order.axes]
     first = 0
-    for box in _blocks(shape, max(1, block_bytes // dtype.itemsize)):
-        block = np.empty([stop - start for start, stop in box], dtype)
+    boxes = list(_blocks(shape, max(1, block_bytes // dtype.itemsize)))
+    buffer = np.empty(max(prod(stop - start for start, stop in box) for box in boxes), dtype)  # for one block at a time
+    for box in boxes:
+        sizes = [stop - start for start, stop in box]
+        block = buffer[: prod(sizes)].reshape(sizes)
         _fill(block, stream(), order, box)
         flat = block.reshape(-1)
         step = max(1, _CHUNK_BYTES // dtype.itemsize)
