@@ -12,6 +12,7 @@ from monitor.measure.comparison import Comparison, PairResult, compare, pairs_to
 from monitor.measure.matching import match_tensors
 from monitor.measure.measured import Measured
 from monitor.measure.options import MeasureOptions
+from monitor.measure.recurrent_bias import join_biases
 from monitor.measure.workers import PoolOptions, WorkerError, WorkerPool
 from monitor.read.directories import unit_files
 from monitor.read.reader import ReadError
@@ -55,12 +56,14 @@ def compare_files(old_path: str, new_path: str) -> Comparison:
     with WorkerPool(PoolOptions(n_workers=1)) as pool:
         old = _readable(old_path, _measure(pool, Order(path=old_path)))
         new = _readable(new_path, _measure(pool, Order(path=new_path, reference_path=old_path)))
-        matching = match_tensors(old.tensors, new.tensors)
-        pairs = pairs_to_read(matching, new)
+        matching, joined = join_biases(match_tensors(old.tensors, new.tensors))
+        pairs = pairs_to_read(matching, new, joined)
+        biases = [dataclasses.asdict(bias) for bias in joined]
         results: list[PairResult] = []
         by_name = {tensor.name: tensor for tensor in new.tensors}
-        for start in range(0, len(pairs), _PAIRS_MAX):
-            payload = {"old_path": old_path, "new_path": new_path, "pairs": pairs[start : start + _PAIRS_MAX]}
+        for start in range(0, max(len(pairs), len(biases)), _PAIRS_MAX):
+            part = slice(start, start + _PAIRS_MAX)
+            payload = {"old_path": old_path, "new_path": new_path, "pairs": pairs[part], "joined": biases[part]}
             try:
                 results += pairs_from_json(pool.submit("compare", payload).result(), by_name)
             except (WorkerError, ValueError) as error:
@@ -68,7 +71,7 @@ def compare_files(old_path: str, new_path: str) -> Comparison:
                 raise CommandError(
                     f"{old_path} and {new_path}: {problem.kind}: {problem.message}", ExitCode.UNREADABLE
                 ) from error
-    return compare(matching, new, results)
+    return compare(matching, new, results, joined)
 
 
 def _measure(pool: WorkerPool, order: Order) -> Measured | Problem:

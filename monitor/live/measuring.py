@@ -15,11 +15,13 @@ from monitor.live.leaves import is_leaf, owners
 from monitor.live.memory import CHUNK_BYTES, memory_checkpoint
 from monitor.live.tensorflow_objects import tensorflow_object
 from monitor.live.torch_models import torch_model
+from monitor.measure.bias_comparison import compare_biases
 from monitor.measure.comparison import Comparison, compare, pairs_to_read
 from monitor.measure.matching import match_tensors
 from monitor.measure.measured import Measured
 from monitor.measure.options import MeasureOptions
 from monitor.measure.pair_comparison import compare_pairs
+from monitor.measure.recurrent_bias import join_biases
 from monitor.measure.snapshot import measure_checkpoint
 from monitor.read.reader import OpenCheckpoint, ReadLimits, UnsupportedError
 from monitor.read.registry import open_path
@@ -52,8 +54,11 @@ def diff(a: Any, b: Any, *, options: MeasureOptions | None = None) -> Comparison
     with _side(a) as (old, old_format), _side(b) as (new, new_format):
         before = measure_checkpoint(old, chosen, format=old_format)
         after = measure_checkpoint(new, chosen, format=new_format, reference=old)
-        matching = match_tensors(before.tensors, after.tensors)
-        return compare(matching, after, compare_pairs(old, new, pairs_to_read(matching, after)))
+        matching, joined = join_biases(match_tensors(before.tensors, after.tensors))
+        results = list(compare_pairs(old, new, pairs_to_read(matching, after, joined)))
+        for bias in joined:
+            results += compare_biases(old, new, bias)
+        return compare(matching, after, results, joined)
 
 
 @contextmanager

@@ -5,13 +5,14 @@ Pure, and free of the kernel and of readers, since commands import it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from monitor.measure.matching import Match, MatchedBy, Matching
 from monitor.measure.measured import Measured
 from monitor.measure.name_rules import COUNTERS, last_part
+from monitor.measure.recurrent_bias import JoinedBias
 from storage.records import TensorDrift, TensorKind, TensorSummary
 
 
@@ -76,14 +77,21 @@ class Comparison:
         return all(t.relation is Relation.SAME for t in self.tensors if t.is_judged)
 
 
-def pairs_to_read(matching: Matching, measured: Measured) -> tuple[tuple[str, str], ...]:
-    """Return (old name, new name) of the pairs that the exact drifts of the newer checkpoint say nothing about."""
+def pairs_to_read(
+    matching: Matching, measured: Measured, joined: Sequence[JoinedBias] = ()
+) -> tuple[tuple[str, str], ...]:
+    """Return (old name, new name) of the pairs that the exact drifts of the newer checkpoint say nothing about.
+
+    Without those of `joined`, which are read on their own.
+    """
+    apart = {name for bias in joined for name in ((bias.first, bias.second) if bias.is_old else (bias.single,))}
     known = {drift.name for drift in measured.exact_drifts}
     return tuple(
         (match.old.name, match.new.name)
         for match in matching.matches
         if match.old is not None
         and match.new is not None
+        and match.new.name not in apart
         and not (_is_plain(match.old, match.new, match.by) and match.new.name in known)
         and match.old.n_elements == match.new.n_elements
         and match.old.problem is None
@@ -95,15 +103,21 @@ def _is_plain(old: TensorSummary, new: TensorSummary, by: MatchedBy | None) -> b
     return by is MatchedBy.NAME and old.shape == new.shape
 
 
-def compare(matching: Matching, measured: Measured, results: Iterable[PairResult]) -> Comparison:
+def compare(
+    matching: Matching, measured: Measured, results: Iterable[PairResult], joined: Sequence[JoinedBias] = ()
+) -> Comparison:
     """Put a comparison together: `measured` is the newer checkpoint with exact drifts against the older one."""
+    parts = {bias.second: bias.single for bias in joined if not bias.is_old}
     drifts = {drift.name: drift for drift in measured.exact_drifts}
     by_name = {result.name: result for result in results}
     is_state_judged = not matching.is_foreign or _both_have_state(matching)
     compared = []
     for match in matching.matches:
         if match.old is None or match.new is None:
-            compared.append(_alone(match, is_judged=_is_judged(match, matching, is_state_judged=is_state_judged)))
+            whole = parts.get(match.old.name) if match.old is not None else None
+            is_judged = whole is None and _is_judged(match, matching, is_state_judged=is_state_judged)
+            note = None if whole is None else f"compared as a part of {whole}"
+            compared.append(replace(_alone(match, is_judged=is_judged), note=note))
         else:
             compared.append(_compared(match.old, match.new, match.by, drifts.get(match.new.name), by_name))
     return Comparison(tensors=tuple(compared))

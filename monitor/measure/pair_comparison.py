@@ -14,8 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from monitor.measure.axis_order import AxisOrder, Orders, Positions, possible_orders
+from monitor.measure.bias_comparison import compare_biases
 from monitor.measure.comparison import PairResult
 from monitor.measure.exact_drift import PairedDrift
+from monitor.measure.recurrent_bias import JoinedBias
 from monitor.measure.reordered import BLOCK_BYTES, gather, reordered
 from monitor.measure.stored import Array, numpy_dtype
 from monitor.read.reader import Chunk, OpenCheckpoint, ReadLimits, TensorSpec
@@ -48,11 +50,16 @@ def compare_paths(
     new_path: str,
     pairs: Sequence[tuple[str, str]],
     limits: ReadLimits,
-    on_read: Callable[[int], None] | None = None,
+    joined: Sequence[JoinedBias] = (),
 ) -> tuple[PairResult, ...]:
-    """Compare pairs of (old name, new name) of two checkpoints on disk; raises a ReadError for either."""
-    with open_path(old_path, limits, on_read) as old, open_path(new_path, limits, on_read) as new:
+    """Compare pairs of (old name, new name), and joined biases, of two checkpoints on disk.
+
+    Raises a ReadError for either.
+    """
+    with open_path(old_path, limits) as old, open_path(new_path, limits) as new:
         results = compare_pairs(old.checkpoint, new.checkpoint, pairs)
+        for bias in joined:
+            results += tuple(compare_biases(old.checkpoint, new.checkpoint, bias))
         old.file.verify_unchanged()
         new.file.verify_unchanged()
         return results

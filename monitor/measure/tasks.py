@@ -61,15 +61,18 @@ def measure(payload: dict[str, Any]) -> dict[str, Any]:
 def compare(payload: dict[str, Any]) -> dict[str, Any]:
     """Compare pairs of tensors of two checkpoints, whatever the order of their axes.
 
-    `payload`: {"old_path": str, "new_path": str, "pairs": [[old name, new name], ...]}. Returns the JSON of PairResults
+    `payload`: {"old_path": str, "new_path": str, "pairs": [[old name, new name], ...], "joined": [{JoinedBias'
+    fields}, ...]}; "joined" may be left out. Returns the JSON of PairResults
     (see monitor.measure.codec). Raises ReadError when either checkpoint cannot be read.
     """
     # Deferred like those of `measure`.
     from monitor.measure.codec import pairs_to_json  # noqa: PLC0415
     from monitor.measure.pair_comparison import compare_paths  # noqa: PLC0415
+    from monitor.measure.recurrent_bias import JoinedBias  # noqa: PLC0415
 
     pairs = [(str(old), str(new)) for old, new in payload["pairs"]]
-    return pairs_to_json(compare_paths(payload["old_path"], payload["new_path"], pairs, CHUNK_LIMITS))
+    joined = [JoinedBias(**fields) for fields in payload.get("joined") or ()]
+    return pairs_to_json(compare_paths(payload["old_path"], payload["new_path"], pairs, CHUNK_LIMITS, joined))
 
 
 @functools.lru_cache(maxsize=1)

@@ -61,6 +61,44 @@ def test_the_other_direction_is_identical_too(cli: Cli, converted: Path) -> None
     assert found["dense/kernel"]["layout"] == "(2,1,0) of (10,4,25)"
 
 
+@pytest.mark.parametrize("source", ["sequence.keras", "sequence.weights.h5"])
+def test_recurrent_layers_are_identical_with_gates_and_biases_in_the_other_form(
+    cli: Cli, converted: Path, source: str
+) -> None:
+    ended = cli("diff", converted / source, converted / "sequence.pt", "--json")
+    assert (ended.code, ended.document["identical"]) == (0, True), ended.out
+    found = {name: (row["other_name"], row["layout"]) for name, row in rows(ended.document).items()}
+    both = "sum of lstm.bias_ih_l0 and lstm.bias_hh_l0"
+    assert found["words.weight"] == ("words/embeddings", None)
+    assert found["lstm.weight_hh_l0"] == ("lstm/lstm_cell/recurrent_kernel", "(1,0)")
+    assert (found["lstm.bias_ih_l0"], found["lstm.bias_hh_l0"]) == (("lstm/lstm_cell/bias", both),) * 2
+    assert found["gru.weight_ih_l0"] == ("gru/gru_cell/kernel", "(1,2,0) of (5,3,5) blocks (1,0,2)")
+    assert found["gru.bias_hh_l0"] == ("gru/gru_cell/bias", "row 1 blocks (1,0,2)")
+    back = cli("diff", converted / "sequence.pt", converted / source, "--json")
+    assert (back.code, back.document["identical"]) == (0, True), back.out
+
+
+@pytest.mark.parametrize(
+    ("name", "also"),
+    [
+        ("gru.weight_ih_l0", set()),
+        ("gru.bias_hh_l0", set()),
+        ("lstm.bias_hh_l0", {"lstm.bias_ih_l0"}),
+        ("lstm.weight_hh_l0", set()),
+    ],
+)
+def test_a_recurrent_layer_that_was_converted_wrongly_is_named(
+    cli: Cli, converted: Path, tmp_path: Path, name: str, also: set[str]
+) -> None:
+    state = torch.load(converted / "sequence.pt")
+    gates = list(state[name].chunk(3 if "gru" in name else 4))
+    state[name] = torch.cat([gates[1], gates[0], *gates[2:]]) + (1 if "lstm.bias" in name else 0)
+    torch.save(state, tmp_path / "wrong.pt")
+    ended = cli("diff", converted / "sequence.keras", tmp_path / "wrong.pt", "--json")
+    different = {row["name"] for row in ended.document["tensors"] if row["judged"] and row["relation"] != "same"}
+    assert (ended.code, different) == (1, {name} | also)
+
+
 def spoil(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[State], None]:
     def spoiling(state: State) -> None:
         state[name] = change(state[name]).contiguous()
