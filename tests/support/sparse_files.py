@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 
-def sparse_safetensors(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+def sparse_safetensors(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Write a safetensors file of float32 zeros."""
     header: dict[str, object] = {}
     place = 0
@@ -25,7 +26,7 @@ def sparse_safetensors(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
 
 def sparse_shards(directory: Path, n_bytes: int, n_shards: int, stem: str = "model") -> None:
     """Write a model of `n_bytes` in shards of two tensors each, and its index."""
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     rows = n_bytes // n_shards // 2 // 4096
     for number in range(n_shards):
         name = f"{stem}-{number + 1:05d}-of-{n_shards:05d}.safetensors"
