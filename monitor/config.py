@@ -283,7 +283,8 @@ def notifier_config(entry: NotifierEntry, path: str) -> BaseModel:
     try:
         config = alert_registry.notifier_config(entry.kind, resolved, path=path)
     except alert_registry.OptionsError as error:
-        unresolved = {problem.path for problem in problems}
+        # What is said of a secret, or of the whole because the secret is missing, is said already.
+        unresolved = {problem.path for problem in problems} | ({path} if problems else set())
         problems += [p for p in map(_from_line, error.errors) if p.path not in unresolved]
     if problems:
         raise ConfigError(problems)

@@ -98,14 +98,15 @@ def save_npz(path: Path, tensors: Mapping[str, npt.ArrayLike]) -> Path:
 
 
 def write_step(directory: Path, step: int, *, nan: bool = False) -> Path:
-    """Write one small checkpoint with weights that depend on the step."""
+    """Write one small checkpoint whose weights move a little with the step, as those of a healthy run do."""
     directory.mkdir(parents=True, exist_ok=True)
-    random = np.random.default_rng(step)
-    weight = random.standard_normal((8, 4)).astype(np.float32)
+    start, moved = np.random.default_rng(0), np.random.default_rng(step)
+    weight = start.standard_normal((8, 4)) + 0.01 * moved.standard_normal((8, 4))
+    bias = 0.1 * start.standard_normal(8) + 0.001 * moved.standard_normal(8)
     if nan:
         weight[3, 1] = np.nan
     path = directory / f"step-{step}.npz"
-    save_npz(path, {"layers.0.weight": weight, "layers.0.bias": np.zeros(8)})
+    save_npz(path, {"layers.0.weight": weight, "layers.0.bias": bias})
     return path
 
 
