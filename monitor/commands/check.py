@@ -20,7 +20,7 @@ from monitor.commands.console import (
     load_config,
     print_json,
 )
-from monitor.commands.measuring import Order, measure_files, size_on_disk
+from monitor.commands.measuring import Order, checkpoint_at, measure_files, size_on_disk
 from monitor.measure.assemble import assemble
 from storage.records import Checkpoint, Finding, Problem, Severity, StoredSnapshot, Window
 
@@ -36,7 +36,8 @@ def check(
 
     Example: ckptwatch check out/model.safetensors && publish out/
     """
-    found = measure_files([Order(path=os.path.abspath(path))])[0]
+    path = checkpoint_at(path)
+    found = measure_files([Order(path=path)])[0]
     if isinstance(found, Problem):
         if json:
             print_json({"path": path, "problem": {"kind": found.kind.value, "message": found.message}, "findings": []})

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated, Any
 
 import typer
 
 from monitor.commands.console import ExitCode, JsonOption, console, number, print_json, table
-from monitor.commands.measuring import compare_files
+from monitor.commands.measuring import checkpoint_at, compare_files
 from monitor.measure.comparison import Comparison, Relation, TensorComparison
 from storage.records import TensorKind
 
@@ -33,7 +32,7 @@ def diff(
 
     Example: ckptwatch diff ckpt-100.pt ckpt-200.pt --fail-over 0.1
     """
-    comparison = compare_files(os.path.abspath(a), os.path.abspath(b))
+    comparison = compare_files(checkpoint_at(a), checkpoint_at(b))
     if json:
         print_json(document(comparison))
     else:

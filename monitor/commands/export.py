@@ -16,6 +16,7 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from monitor.commands.console import CommandError, ExitCode, JsonOption, console, print_json, size
+from monitor.commands.measuring import checkpoint_at
 from monitor.measure.confinement import WorkerLimits
 from monitor.measure.workers import PoolOptions, TaskFailedError, WorkerError, WorkerPool
 from monitor.write.tasks import TASKS
@@ -49,7 +50,7 @@ def export(
     Example: ckptwatch export last.ckpt --to weights.safetensors --kinds parameter,buffer
     """
     target = os.path.abspath(to)
-    source = os.path.abspath(path)
+    source = checkpoint_at(path)
     format_name = _format_of(target)
     _check(source, target, force=force)
     payload = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -20,7 +19,7 @@ from monitor.commands.console import (
     size,
     table,
 )
-from monitor.commands.measuring import Order, measure_files, size_on_disk
+from monitor.commands.measuring import Order, checkpoint_at, measure_files, size_on_disk
 from monitor.measure.measured import Measured
 from storage.records import Problem, TensorSummary
 
@@ -47,7 +46,8 @@ def inspect(
 
     Example: ckptwatch inspect model.safetensors --sort norm --filter "*.weight"
     """
-    found = measure_files([Order(path=os.path.abspath(path))])[0]
+    path = checkpoint_at(path)
+    found = measure_files([Order(path=path)])[0]
     tensors = [] if isinstance(found, Problem) else _chosen(found, sort, pattern)
     if json:
         print_json(document(path, found, tensors))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
 from collections.abc import Sequence
 
 from monitor.commands.console import CommandError, ExitCode
@@ -14,11 +15,15 @@ from monitor.measure.measured import Measured
 from monitor.measure.options import MeasureOptions
 from monitor.measure.recurrent_bias import join_biases
 from monitor.measure.workers import PoolOptions, WorkerError, WorkerPool
-from monitor.read.directories import unit_files
+from monitor.read.directories import claim_units, unit_files, unit_marks
 from monitor.read.reader import ReadError
+from monitor.watch.names import NameRules
+from monitor.watch.scanner import ScanLimits, Scanner
 from storage.records import Problem, ProblemKind
 
 _PAIRS_MAX = 5000  # in one task, so that their names fit into a request
+_NAMED_MAX = 5
+_LISTING = ScanLimits(files_max=10_000, names_max=100_000, depth_max=4)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +32,28 @@ class Order:
 
     path: str
     reference_path: str | None = None
+
+
+def checkpoint_at(path: str) -> str:
+    """Return the absolute path of the checkpoint that `path` names: itself, or the only one that its directory holds.
+
+    A model's directory often holds one file of weights among others, and people name the directory. Raises CommandError
+    where nothing is, and for a directory with no checkpoint or several.
+    """
+    absolute = os.path.abspath(path)
+    _require(absolute)
+    if not os.path.isdir(absolute) or unit_files(absolute) is not None:
+        return absolute
+    rules = NameRules.compile(marks=unit_marks())
+    found = Scanner(absolute, rules, limits=_LISTING, claims_of=claim_units).scan(time.time())
+    paths = sorted([file.path for file in found.entries] + [unit.path for unit in found.units])
+    if len(paths) == 1:
+        return paths[0]
+    if not paths:
+        raise CommandError(f"{path} is a directory that holds no checkpoint", ExitCode.UNREADABLE)
+    names = ", ".join(os.path.relpath(p, absolute) for p in paths[:_NAMED_MAX])
+    more = f" and {len(paths) - _NAMED_MAX} more" if len(paths) > _NAMED_MAX else ""
+    raise CommandError(f"{path} holds {len(paths)} checkpoints, name one of them: {names}{more}", ExitCode.UNREADABLE)
 
 
 def size_on_disk(path: str) -> int | None:

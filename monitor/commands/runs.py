@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 from monitor.commands.console import ConfigOption, DatabaseOption, JsonOption, age, console, number, print_json, table
 from monitor.commands.environment import existing_database
 from monitor.show.documents import runs_document
 from monitor.stored_views import StoredViews
+from storage.records import StoredSnapshot
 
 
 def runs(config: ConfigOption = None, db: DatabaseOption = None, json: JsonOption = False) -> None:
@@ -35,8 +37,14 @@ def runs(config: ConfigOption = None, db: DatabaseOption = None, json: JsonOptio
                 str(view.run.n_snapshots),
                 "–" if view.run.last_written_at is None else f"{age(now - view.run.last_written_at)} ago",
                 number(gradient.norm if gradient else None),
-                "–" if view.last_good is None else f"step {view.last_good.step}",
+                _name_of(view.last_good),
                 view.health_reason,
             ]
         )
     console().print(table(None, columns, rows))
+
+
+def _name_of(snapshot: StoredSnapshot | None) -> str:
+    if snapshot is None:
+        return "–"
+    return os.path.basename(snapshot.path) if snapshot.step is None else f"step {snapshot.step}"

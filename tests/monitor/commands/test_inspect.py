@@ -107,3 +107,24 @@ def test_a_file_that_is_not_there_ends_with_3_and_says_so(cli: Cli, tmp_path: Pa
     ended = cli(*command, tmp_path / "gone.pt", "--json")
     assert (ended.code, ended.out) == (3, "")
     assert ended.err == f"ckptwatch: there is no file {tmp_path / 'gone.pt'}\n"
+
+
+@pytest.mark.parametrize("command", [["inspect", "--json"], ["check", "--json"]], ids=" ".join)
+def test_a_directory_stands_for_the_only_checkpoint_in_it(cli: Cli, tmp_path: Path, command: list[str]) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    np.savez(tmp_path / "model.npz", weight=np.arange(6, dtype=np.float32))
+    ended = cli(*command, tmp_path)
+    assert ended.code == 0
+    assert str(tmp_path / "model.npz") in ended.out
+
+
+def test_a_directory_of_several_checkpoints_or_none_says_so(cli: Cli, tmp_path: Path) -> None:
+    ended = cli("inspect", tmp_path)
+    assert (ended.code, ended.out) == (3, "")
+    assert "holds no checkpoint" in ended.err
+    for step in range(8):
+        np.savez(tmp_path / f"step-{step}.npz", weight=np.ones(3))
+    ended = cli("inspect", tmp_path)
+    assert (ended.code, ended.out) == (3, "")
+    assert "holds 8 checkpoints, name one of them: step-0.npz" in ended.err
+    assert "and 3 more" in ended.err
