@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST_ARGS ?= -n 2
+FUZZ_ARGS ?= --seconds 30
 
-.PHONY: demo test test-long check format bench golden clean
+.PHONY: demo test test-long check fuzz format bench golden clean
 
 $(VENV)/pip.stamp:
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +35,9 @@ test: check ## every check and every test but the long tier
 
 test-long: $(VENV)/dev.stamp ## the long tier
 	$(BIN)/python -m pytest -m slow
+
+fuzz: $(VENV)/dev.stamp ## damage checkpoints of every format at random, for a bounded time each
+	$(BIN)/python -m tests.hostile.fuzz $(FUZZ_ARGS)
 
 bench: $(VENV)/dev.stamp ## figures, as ratios measured in one run
 	$(BIN)/python -m benchmarks
