@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from alerts.verdict import health, last_good
+from monitor.measure.histogram import BINS_PER_SIGN, bin_edges
 from monitor.pipeline import is_still_there
-from monitor.show.views import AlertQuery, Measurement, RunView, SourceError, Sources
-from storage import queries
+from monitor.show.views import AlertQuery, Course, Measurement, RunView, SourceError, Sources, TensorMoment
+from storage import queries, series
 from storage.database import Database
 from storage.errors import DatabaseError
-from storage.records import Alert, AlertState, RunSummary, StoredSnapshot
+from storage.records import Alert, AlertState, Histogram, RunSummary, StoredSnapshot
 
 RECENT_SNAPSHOTS_MAX = 256
+LOSS_SCALAR = "log.loss"  # the mean of the training log since the checkpoint before
 VIEWS_SECONDS_MAX = 2.0  # how long the list of runs is taken as it is: scrapes and pages ask together
 EXISTENCE_SECONDS_MAX = 30.0  # how long a last good file is taken as there: the filesystem that knows may be slow
 
@@ -47,7 +49,14 @@ class StoredViews:
 
     def sources(self) -> Sources:
         """Return the functions that the page, the API and the exporter ask."""
-        return Sources(views=self.views, history=self.history, alerts=self.alerts, measurement=self.measurement)
+        return Sources(
+            views=self.views,
+            history=self.history,
+            alerts=self.alerts,
+            measurement=self.measurement,
+            course=self.course,
+            tensor=self.tensor,
+        )
 
     def forget(self) -> None:
         """Build the list of runs anew when it is asked for next: something was stored."""
@@ -94,6 +103,24 @@ class StoredViews:
                 scalars=queries.scalars(session, snapshot_id),
             )
 
+    def course(self, snapshot_ids: Sequence[int]) -> Course:
+        """Return the parameters of some snapshots in few facts, and the losses logged beside them."""
+        with _readable(), self._database.read() as session:
+            return Course(
+                points=tuple(series.tensor_points(session, snapshot_ids)),
+                losses=series.scalar_values(session, snapshot_ids, LOSS_SCALAR),
+            )
+
+    def tensor(self, run: str, name: str, limit: int) -> Sequence[TensorMoment]:
+        """Return one tensor in the latest `limit` snapshots that hold it, oldest first; empty for an unknown one."""
+        with _readable(), self._database.read() as session:
+            found = queries.tensor_history(session, run, name, limit=limit)
+            drifts = series.tensor_drifts(session, run, name, [stored.id for stored, _ in found])
+        return [
+            TensorMoment(snapshot=stored, tensor=tensor, drift=drifts.get(stored.id), bins=_bins(tensor.histogram))
+            for stored, tensor in found
+        ]
+
     def _build(self, now: float) -> list[RunView]:
         kept: dict[str, _Kept] = {}
         with _readable(), self._database.read() as session:
@@ -113,6 +140,13 @@ class StoredViews:
                 kept[run.run] = old
         self._kept = kept
         return [entry.view for entry in kept.values()]
+
+
+def _bins(histogram: Histogram | None) -> tuple[tuple[float, float, int], ...]:
+    if histogram is None:
+        return ()
+    pairs = zip(histogram.bin_indices, histogram.counts, strict=True)
+    return tuple((*bin_edges(index), count) for index, count in pairs if abs(index) <= BINS_PER_SIGN)
 
 
 def _view(run: RunSummary, recent: list[StoredSnapshot], open_alerts: list[Alert]) -> RunView:

@@ -218,6 +218,22 @@ class TensorDrift:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TensorPoint:
+    """The few facts of one parameter in one snapshot that a map of many of them needs.
+
+    `norm_l2` is over finite elements, `relative_l2` is the drift from the reference snapshot; both are None as in
+    TensorSummary and TensorDrift.
+    """
+
+    snapshot_id: int
+    name: str
+    n_elements: int
+    n_nonfinite: int
+    norm_l2: float | None
+    relative_l2: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GradientEstimate:
     """The gradient norm over the steps between two checkpoints, with its source.
 

@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from storage.records import Alert, RunSummary, SnapshotStatus, StoredSnapshot, TensorDrift, TensorSummary
+from storage.records import (
+    Alert,
+    RunSummary,
+    SnapshotStatus,
+    StoredSnapshot,
+    TensorDrift,
+    TensorPoint,
+    TensorSummary,
+)
 
 
 class SourceError(Exception):
@@ -54,6 +62,32 @@ class Measurement:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Course:
+    """What many parameters did over some snapshots: points by snapshot as asked for, then in the checkpoint's order.
+
+    `losses` maps the number of a snapshot to the mean loss that training logged since the one before; a snapshot
+    without a log is not in it.
+    """
+
+    points: tuple[TensorPoint, ...] = ()
+    losses: Mapping[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorMoment:
+    """One tensor in one snapshot.
+
+    `bins` are (low, high, count) of its histogram by rising value, empty where there is none; `drift` is None without
+    a reference.
+    """
+
+    snapshot: StoredSnapshot
+    tensor: TensorSummary
+    drift: TensorDrift | None
+    bins: tuple[tuple[float, float, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AlertQuery:
     """Which alerts are asked for: all runs and states when None, opened or seen since `since` (Unix seconds)."""
 
@@ -68,10 +102,14 @@ class Sources:
     """Where the views come from: functions that read the database and raise SourceError when they cannot.
 
     `history(run, limit)` gives the latest `limit` snapshots of a run, oldest first, or None for an unknown run.
-    `measurement(snapshot_id)` gives the tensors of one snapshot, without sketches.
+    `measurement(snapshot_id)` gives the tensors of one snapshot, without sketches. `course(snapshot_ids)` gives the
+    parameters of several in few facts. `tensor(run, name, limit)` gives one tensor in the latest `limit` snapshots
+    that hold it, oldest first; empty for an unknown one.
     """
 
     views: Callable[[], Sequence[RunView]]
     history: Callable[[str, int], Sequence[StoredSnapshot] | None]
     alerts: Callable[[AlertQuery], Sequence[Alert]]
     measurement: Callable[[int], Measurement]
+    course: Callable[[Sequence[int]], Course]
+    tensor: Callable[[str, str, int], Sequence[TensorMoment]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from monitor.show.views import AlertQuery, Measurement, RunView, SourceError, Sources
+from monitor.show.views import AlertQuery, Course, Measurement, RunView, SourceError, Sources, TensorMoment
 from storage.records import (
     Alert,
     AlertState,
@@ -165,6 +165,8 @@ class MemorySources:
     runs: Sequence[RunView] = ()
     open_alerts: Sequence[Alert] = ()
     measurements: Mapping[int, Measurement] = field(default_factory=dict)
+    courses: Course = field(default_factory=Course)
+    moments: Mapping[str, Sequence[TensorMoment]] = field(default_factory=dict)
     error: str | None = None
     n_measurements: int = 0
 
@@ -189,10 +191,28 @@ class MemorySources:
         self.n_measurements += 1
         return self.measurements.get(snapshot_id, Measurement())
 
+    def course(self, snapshot_ids: Sequence[int]) -> Course:
+        self._fail()
+        return Course(
+            points=tuple(point for point in self.courses.points if point.snapshot_id in snapshot_ids),
+            losses={number: loss for number, loss in self.courses.losses.items() if number in snapshot_ids},
+        )
+
+    def tensor(self, run: str, name: str, limit: int) -> Sequence[TensorMoment]:
+        self._fail()
+        return [moment for moment in self.moments.get(name, ()) if moment.snapshot.run == run][-limit:]
+
     def _fail(self) -> None:
         if self.error is not None:
             raise SourceError(self.error)
 
     @property
     def sources(self) -> Sources:
-        return Sources(views=self.views, history=self.history, alerts=self.alerts, measurement=self.measurement)
+        return Sources(
+            views=self.views,
+            history=self.history,
+            alerts=self.alerts,
+            measurement=self.measurement,
+            course=self.course,
+            tensor=self.tensor,
+        )

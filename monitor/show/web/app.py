@@ -23,8 +23,11 @@ from starlette.types import ASGIApp
 from monitor.show.documents import alerts_document, history_document, runs_document
 from monitor.show.views import AlertQuery, RunView, SourceError, Sources
 from monitor.show.visible_text import visible
+from monitor.show.web.addresses import TENSOR_PATH, names_of
 from monitor.show.web.guard import Guard, WebSettings
 from monitor.show.web.pages import ALERTS_SHOWN_MAX, SNAPSHOTS_SHOWN_MAX, Asset, Pages, load_assets
+from monitor.show.web.run_course import wanted_snapshots
+from monitor.show.web.tensor_page import MOMENTS_SHOWN_MAX
 from storage.records import AlertState
 
 ROWS_MAX = 500
@@ -41,8 +44,9 @@ def create_app(
 ) -> ASGIApp:
     """Return the application; `readiness` says why the daemon cannot do its work yet, None when it can.
 
-    Routes: `/`, `/runs/{run}`, `/metrics`, `/livez`, `/readyz`, `/api/v1/runs`, `/api/v1/runs/{run}/history`,
-    `/api/v1/alerts`. A database that cannot answer gives 503 with the reason; `/metrics` goes on without runs.
+    Routes: `/`, `/runs/{run}`, `/tensor?run=&name=`, `/metrics`, `/livez`, `/readyz`, `/api/v1/runs`,
+    `/api/v1/runs/{run}/history`, `/api/v1/alerts`. A database that cannot answer gives 503 with the reason; `/metrics`
+    goes on without runs.
     """
     assets = load_assets()
     handlers = _Handlers(
@@ -56,6 +60,7 @@ def create_app(
     routes = [
         Route("/", handlers.overview),
         Route("/runs/{run:path}", handlers.run),
+        Route(TENSOR_PATH, handlers.tensor),
         Route("/metrics", handlers.metrics),
         Route("/livez", _livez),
         Route("/readyz", handlers.readyz),
@@ -114,7 +119,20 @@ class _Handlers:
         view = _view_of(self._sources.views(), request.path_params["run"])
         snapshots = self._sources.history(view.run.run, SNAPSHOTS_SHOWN_MAX) or ()
         alerts = self._sources.alerts(AlertQuery(run=view.run.run, limit=ALERTS_SHOWN_MAX))
-        return HTMLResponse(self._pages.run(view, snapshots, alerts, self._clock()))
+        course = self._sources.course(wanted_snapshots(snapshots))
+        return HTMLResponse(self._pages.run(view, snapshots, alerts, self._clock(), course))
+
+    def tensor(self, request: Request) -> Response:
+        names = names_of(request.scope["query_string"])
+        if names is None:
+            raise HTTPException(400, "A tensor has an address with ?run= and &name=.")
+        moments = self._sources.tensor(*names, MOMENTS_SHOWN_MAX)
+        if not moments:
+            raise HTTPException(404, "There is no tensor of this name in this run.")
+        alerts = self._sources.alerts(AlertQuery(run=names[0], limit=ALERTS_SHOWN_MAX))
+        points = self._sources.course([moments[-1].snapshot.id]).points
+        parameters = [point.name for point in points]
+        return HTMLResponse(self._pages.tensor(names[0], moments, parameters, alerts, self._clock()))
 
     def metrics(self, request: Request) -> Response:
         encoder, content_type = choose_encoder(request.headers.get("accept", ""))
@@ -167,7 +185,7 @@ class _Handlers:
         path = request.url.path
         if path.startswith("/api/"):
             return _json({"error": reason or title}, status)
-        if path == "/" or path.startswith("/runs/"):
+        if path in {"/", TENSOR_PATH} or path.startswith("/runs/"):
             return HTMLResponse(self._pages.message(title, reason), status_code=status)
         return PlainTextResponse(f"{reason or title}\n", status_code=status)
 

@@ -11,16 +11,18 @@ import posixpath
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 import monitor
-from monitor.show.views import RunView
+from monitor.show.views import Course, RunView, TensorMoment
 from monitor.show.visible_text import shortened, visible
 from monitor.show.web import formatting
+from monitor.show.web.addresses import run_url
+from monitor.show.web.run_course import run_course
 from monitor.show.web.sparkline import Sparkline, sparkline
+from monitor.show.web.tensor_page import tensor_page
 from storage.records import Alert, AlertState, Severity, SnapshotStatus, StoredSnapshot
 
 RUNS_SHOWN_MAX = 200
@@ -146,25 +148,43 @@ class Pages:
             updated=formatting.timestamp(now),
         )
 
-    def run(self, view: RunView, snapshots: Sequence[StoredSnapshot], alerts: Sequence[Alert], now: float) -> str:
-        """Return the page of one run: its card, its alerts that do not fire now, its latest snapshots, newest first."""
+    def run(
+        self,
+        view: RunView,
+        snapshots: Sequence[StoredSnapshot],
+        alerts: Sequence[Alert],
+        now: float,
+        course: Course | None = None,
+    ) -> str:
+        """Return the page of one run: its card, its course, its alerts that do not fire now, its latest snapshots.
+
+        `course` is that of the snapshots that `wanted_snapshots` names; without it there are no maps of layers.
+        """
         good = None if view.last_good is None else view.last_good.id
         latest = snapshots[-SNAPSHOTS_SHOWN_MAX:]
         return self._environment.get_template("run.html").render(
             card=card(view, now),
+            course=run_course(view, latest, alerts, course or Course()),
             rows=[_history_row(snapshot, good) for snapshot in reversed(latest)],
             alerts=[_alert_line(alert, now) for alert in alerts if alert.state is not AlertState.FIRING],
             updated=formatting.timestamp(now),
         )
 
+    def tensor(
+        self,
+        run: str,
+        moments: Sequence[TensorMoment],
+        names: Sequence[str],
+        alerts: Sequence[Alert],
+        now: float,
+    ) -> str:
+        """Return the page of one tensor; `moments` hold at least one, `names` are the run's parameters."""
+        page = tensor_page(run, moments, names, alerts)
+        return self._environment.get_template("tensor.html").render(page=page, updated=formatting.timestamp(now))
+
     def message(self, title: str, text: str) -> str:
         """Return a page that says one thing, for errors."""
         return self._environment.get_template("message.html").render(title=title, text=text)
-
-
-def run_url(run: str) -> str:
-    """Return the address of a run's page, safe for any name."""
-    return f"/runs/{quote(run.encode('utf-8', 'surrogatepass'), safe='')}"
 
 
 def card(view: RunView, now: float) -> Card:

@@ -74,6 +74,11 @@ def sparkline(values: Sequence[float | None], *, width: int = 160, height: int =
     )
 
 
+def place(position: int, n_values: int, width: int) -> float:
+    """Return the x of the number at `position` in a chart of `n_values` (at least 2) numbers."""
+    return round(_MARGIN + position * (width - 2 * _MARGIN) / (n_values - 1), 1)
+
+
 def _scaled(value: float | None, is_logarithmic: bool) -> float | None:
     """Return the height of a number before it is fitted; halves, so that no difference overflows."""
     if value is None or not math.isfinite(value):

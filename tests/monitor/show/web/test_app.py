@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import html
 import http.client
 import json
 import logging
@@ -12,17 +13,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 
 from monitor.show.exporter import ExporterOptions, StorageCollector
 from monitor.show.telemetry import Telemetry
+from monitor.show.views import Course, TensorMoment
+from monitor.show.web.addresses import names_of, run_url, tensor_url
 from monitor.show.web.app import create_app
 from monitor.show.web.guard import SECURITY_HEADERS, WebSettings
-from monitor.show.web.pages import run_url
 from monitor.show.web.server import ServerHandle, serve_in_thread
-from storage.records import AlertState
-from tests.support.show_records import NOW, MemorySources, alert, snapshot, summary, view
+from storage.records import AlertState, TensorPoint
+from tests.support.show_records import NOW, MemorySources, alert, drift, snapshot, summary, tensor, view
 
 
 @dataclass
@@ -287,3 +291,97 @@ def raw(port: int, request: bytes) -> bytes:
 def test_odd_requests_get_a_plain_refusal(shared: Site, request_bytes: bytes, status: bytes) -> None:
     answer = raw(shared.server.port, request_bytes)
     assert answer.startswith(b"HTTP/1.1 " + status)
+
+
+def course_memory() -> MemorySources:
+    """Return a run whose tensor with a strange name went bad at step 1100."""
+    name = "h.0/a&b=c #?<i>\N{GREEK SMALL LETTER ALPHA}"
+    recent = view("gpt/a b").recent
+    moments = [
+        TensorMoment(
+            snapshot=stored,
+            tensor=tensor(name, n_nan=0 if stored.id < 11 else 5, quantiles={"0.5": 0.1, "0.25": 0.0, "0.75": 0.3}),
+            drift=drift(name),
+            bins=((-1.0, 0.0, 20), (0.0, 1.0, 44)),
+        )
+        for stored in recent
+    ]
+    points = tuple(
+        TensorPoint(
+            snapshot_id=moment.snapshot.id,
+            name=other,
+            n_elements=64,
+            n_nonfinite=moment.tensor.n_nonfinite if other == name else 0,
+            norm_l2=4.0,
+            relative_l2=0.01,
+        )
+        for moment in moments
+        for other in (name, "h.0.weight", "h.1.weight")
+    )
+    return MemorySources(
+        runs=[view("gpt/a b")],
+        open_alerts=[alert(run="gpt/a b", step=1100)],
+        courses=Course(points=points, losses={stored.id: 3.0 / stored.id for stored in recent}),
+        moments={name: moments, "h.0.weight": moments, "h.1.weight": moments},
+    )
+
+
+def test_the_fault_is_two_links_from_the_start() -> None:
+    with site(memory=course_memory()) as own:
+        start = own.ask("/").body.decode()
+        assert run_url("gpt/a b") in start
+        run_page = own.ask(run_url("gpt/a b")).body.decode()
+        link = re.search(r'first not finite at step 1100: <a href="([^"]+)"', run_page)
+        assert link is not None
+        answer = own.ask(html.unescape(link[1]))
+        assert answer.status == 200
+        text = html.unescape(answer.body.decode())
+        assert "h.0/a&b=c #?<i>\N{GREEK SMALL LETTER ALPHA}" in text
+        assert "5 not finite" in text
+        assert "<i>" not in answer.body.decode()
+
+
+def test_the_run_page_draws_its_course_and_names_the_command_to_resume() -> None:
+    with site(memory=course_memory()) as own:
+        text = html.unescape(own.ask(run_url("gpt/a b")).body.decode())
+    assert """python train.py --resume "$(ckptwatch last-good 'gpt/a b')\"""" in text
+    for label in ("weight norm", "update ratio", "gradient norm", "logged loss"):
+        assert f"<span>{label}</span>" in text
+    assert text.count('class="mark critical"') == 4
+    assert text.count('class="first"') == 2  # one outlined cell a map
+    assert "step 1100: nonfinite" in text
+
+
+def test_every_address_of_a_tensor_page_answers_and_nothing_is_styled_inline() -> None:
+    with site(memory=course_memory()) as own:
+        page = own.ask(tensor_url("gpt/a b", "h.0.weight")).body.decode()
+        addresses = {html.unescape(address) for address in re.findall(r'href="([^"]+)"', page)}
+        assert any(address.startswith("/tensor?") for address in addresses)
+        assert {address: own.ask(address).status for address in addresses} == dict.fromkeys(addresses, 200)
+    assert "style=" not in page
+    assert "<script" not in page
+
+
+@pytest.mark.parametrize(
+    ("query", "status"),
+    [
+        ("run=gpt%2Fa%20b&name=unknown", 404),
+        ("run=unknown&name=h.0.weight", 404),
+        ("run=gpt%2Fa%20b", 400),
+        ("", 400),
+        ("run=gpt%2Fa%20b&name=a&name=b", 400),
+        ("run=%FF&name=%FF", 400),
+        ("&".join(f"a{i}=1" for i in range(20)), 400),
+    ],
+)
+def test_a_wrong_tensor_address_is_refused_with_a_page(query: str, status: int) -> None:
+    with site(memory=course_memory()) as own:
+        answer = own.ask(f"/tensor?{query}")
+    assert answer.status == status
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+
+
+@given(st.text(st.characters()), st.text(st.characters()))
+def test_names_come_back_from_an_address_as_they_went_in(run: str, name: str) -> None:
+    query = tensor_url(run, name).partition("?")[2].encode()
+    assert names_of(query) == ((run, name) if run and name else None)

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from monitor.show.web.pages import Pages, card, load_assets, run_url
+from monitor.show.web.addresses import run_url
+from monitor.show.web.pages import Pages, card, load_assets
 from storage.records import AlertState, Severity
 from tests.support.show_records import NOW, alert, failed, snapshot, summary, view
 
