@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from monitor.read.bounded_file import OPEN_FLAGS, BoundedFile, as_read_error, checked_stat
+from monitor.read.bounded_json import check_json_cost
 from monitor.read.naming import printable
 from monitor.read.reader import (
     ChangedError,
@@ -179,7 +180,9 @@ class BoundedUnit:
         Raises IncompleteError where it does not parse: such files are mostly written in place.
         """
         try:
-            return json.loads(self.read(name, bytes_max).decode("utf-8"))
+            raw = self.read(name, bytes_max)
+            check_json_cost(raw, f"'{printable(name, _SHOWN)}'")
+            return json.loads(raw.decode("utf-8"))
         except RecursionError:
             raise LimitError(f"'{printable(name, _SHOWN)}' is nested too deeply") from None
         except ValueError as error:  # broken UTF-8 or JSON, or an integer of thousands of digits

@@ -13,6 +13,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from monitor.read.bounded_json import check_json_cost
+from monitor.read.reader import LimitError
+
 Shape = tuple[int, ...]
 
 _CONFIG_DEPTH_MAX = 64
@@ -237,10 +240,12 @@ def parse_config(model: object, training: object = None) -> OptimizerConfig:
 
 
 def parse_json(text: str | bytes) -> object:
-    """Return a configuration's JSON, None where it is none."""
+    """Return a configuration's JSON, None where it is none or too large to be one."""
     try:
-        value: object = json.loads(text)
-    except (ValueError, RecursionError):
+        raw = text.encode() if isinstance(text, str) else text
+        check_json_cost(raw, "the configuration")
+        value: object = json.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError, LimitError):
         return None
     return value
 

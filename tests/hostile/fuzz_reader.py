@@ -76,6 +76,16 @@ def read_all(path: Path) -> None:
         opened.file.verify_unchanged()
 
 
+def import_readers() -> None:
+    """Import all that reading takes, so that what is imported later is imported for the sake of a file's content."""
+    for module in pkgutil.walk_packages(monitor.read.__path__, "monitor.read."):
+        import_module(module.name)
+    import_module("h5py")
+    import_module("unicodedata")  # of the interpreter itself: needed when it first meets a name that is not ASCII
+    for encoding in ("raw_unicode_escape", "unicode_escape", "latin-1"):
+        codecs.lookup(encoding)
+
+
 def confine() -> None:
     """Bound memory as the product's worker does, and let no core be dumped."""
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE_BYTES_MAX, ADDRESS_SPACE_BYTES_MAX))
@@ -109,11 +119,7 @@ def main(arguments: list[str]) -> None:
     directory = Path(arguments[5])
     seeds = load(Path(arguments[0]))[arguments[1]]
     seed_number, first, count = map(int, arguments[2:5])
-    for module in pkgutil.walk_packages(monitor.read.__path__, "monitor.read."):
-        import_module(module.name)
-    import_module("unicodedata")  # of the interpreter itself: needed when it first meets a name that is not ASCII
-    for encoding in ("raw_unicode_escape", "unicode_escape", "latin-1", "utf-16", "utf-32"):
-        codecs.lookup(encoding)
+    import_readers()
     warnings.simplefilter("ignore")
     for seed in seeds:
         base = directory / seed.variant

@@ -5,13 +5,13 @@ The header is held to every rule of the format; a file that breaks one is refuse
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import isfinite, prod
-from typing import ClassVar, NoReturn
+from typing import ClassVar
 
 from monitor.read.bounded_file import BoundedFile
+from monitor.read.bounded_json import parse_json
 from monitor.read.dtypes import DTYPES
 from monitor.read.naming import EPOCH_KEYS, STEP_KEYS, UniqueNames, as_epoch, as_step, kind_of_flat_name, printable
 from monitor.read.reader import Chunk, CorruptError, IncompleteError, LimitError, ReadLimits, TensorSpec
@@ -113,12 +113,7 @@ class SafetensorsReader:
 def _parse_header(raw: bytes) -> dict[str, object]:
     if raw[:1] != b"{":
         raise CorruptError("the header does not begin with a brace")
-    try:
-        header = json.loads(raw.decode("utf-8"), object_pairs_hook=_without_duplicates, parse_constant=_no_constant)
-    except RecursionError:
-        raise CorruptError("the header is nested too deeply") from None
-    except ValueError as error:  # broken UTF-8 or JSON, or an integer of thousands of digits
-        raise CorruptError(f"the header is not valid JSON: {printable(str(error), 200)}") from None
+    header = parse_json(raw, "the header", objects=_without_duplicates, too_deep=CorruptError)
     if not isinstance(header, dict):
         raise CorruptError("the header is no JSON object")
     return header
@@ -133,10 +128,6 @@ def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
                 raise CorruptError(f"the header has two entries named '{printable(key, _SHOWN)}'")
             seen.add(key)
     return made
-
-
-def _no_constant(text: str) -> NoReturn:
-    raise CorruptError(f"the header holds {text}, which is not JSON")
 
 
 def _metadata(value: object) -> dict[str, str]:

@@ -6,11 +6,11 @@ else. It is whole when the zip is, and the schema parses.
 
 from __future__ import annotations
 
-import json
 from typing import ClassVar
 
 from monitor.read.array_checkpoint import ArrayCheckpoint, array_checkpoint
 from monitor.read.bounded_file import BoundedFile
+from monitor.read.bounded_json import parse_json
 from monitor.read.estimators import walk_estimators
 from monitor.read.found_arrays import FoundArray
 from monitor.read.naming import printable
@@ -53,10 +53,7 @@ class SkopsReader:
         if schema is None:
             raise UnsupportedError(f"the file is a zip archive without {_SCHEMA}, so not one that skops wrote")
         arrays = _Arrays(directory, limits)
-        try:
-            state = json.loads(directory.read(schema, SCHEMA_BYTES_MAX))
-        except ValueError as error:
-            raise CorruptError(f"the schema is not valid JSON: {printable(str(error), _SHOWN)}") from None
+        state = parse_json(directory.read(schema, SCHEMA_BYTES_MAX), "the schema")
         estimated = walk_estimators(nodes_of(state, arrays.member), lambda _: None, limits)
         if not estimated.arrays and not estimated.n_estimators:
             raise UnsupportedError("the archive holds no arrays of numbers and no fitted estimator")

@@ -15,6 +15,7 @@ import numpy as np
 
 from monitor.read.array_checkpoint import ArrayCheckpoint, array_checkpoint
 from monitor.read.bounded_file import BoundedFile
+from monitor.read.bounded_json import check_json_cost
 from monitor.read.byte_cursor import ByteCursor
 from monitor.read.estimators import Estimated, NamedArray
 from monitor.read.found_arrays import FoundArray
@@ -164,6 +165,7 @@ def _json(file: BoundedFile) -> object:
         raise LimitError(f"the JSON model has {file.size_bytes} bytes, the limit is {JSON_BYTES_MAX}; save it as .ubj")
     buffer = bytearray(file.size_bytes)
     file.read_into(0, buffer)
+    check_json_cost(buffer, "the model")
     text = buffer.decode("utf-8")
     del buffer
     try:
