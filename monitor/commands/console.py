@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 import sys
@@ -20,6 +21,8 @@ from rich.text import Text
 from monitor import config as configuration
 
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(s|m|h|d)")
+_BARS = "▁▂▃▄▅▆▇█"
+_LOG_RATIO_MIN = 50.0
 _UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -97,6 +100,26 @@ def table(title: str | None, columns: Sequence[tuple[str, str]], rows: Sequence[
 def number(value: float | None, digits: int = 4) -> str:
     """Return a number in few characters, a dash for None."""
     return "–" if value is None else f"{value:.{digits}g}"
+
+
+def bars(values: Sequence[float | None], width_max: int = 24) -> str:
+    """Return the latest numbers as a row of block characters, one each, a space where there is none.
+
+    The scale runs from the smallest to the largest number shown; it is logarithmic where positive numbers span more
+    than a factor of 50, so that one jump does not hide the rest. "" with fewer than two numbers.
+    """
+    shown = [v if v is not None and math.isfinite(v) else None for v in values[-width_max:]]
+    known = [v for v in shown if v is not None]
+    if len(known) < 2:
+        return ""
+    low, high = min(known), max(known)
+    if low > 0 and high / low > _LOG_RATIO_MIN:
+        shown, low, high = [None if v is None else math.log(v) for v in shown], math.log(low), math.log(high)
+    span = high / 2 - low / 2  # halves, so that no difference overflows
+    top = len(_BARS) - 1
+    return "".join(
+        " " if v is None else _BARS[0 if span == 0 else round((v / 2 - low / 2) / span * top)] for v in shown
+    )
 
 
 def size(size_bytes: int) -> str:

@@ -14,6 +14,7 @@ from monitor.commands.console import (
     ExitCode,
     JsonOption,
     age,
+    bars,
     console,
     number,
     print_json,
@@ -23,6 +24,8 @@ from monitor.commands.console import (
 from monitor.commands.environment import existing_database
 from monitor.show.documents import history_document
 from monitor.stored_views import StoredViews
+
+COURSE_BARS_MAX = 60
 
 
 def history(
@@ -60,3 +63,11 @@ def history(
         for s in snapshots
     ]
     console().print(table(f"{run}: {len(rows)} snapshots", columns, rows))
+    courses = (
+        ("weight norm", [s.weight_norm for s in snapshots]),
+        ("update ratio", [s.update_ratio for s in snapshots]),
+        ("gradient", [s.gradient.norm if s.gradient else None for s in snapshots]),
+    )
+    drawn = [[name, line] for name, values in courses if (line := bars(values, COURSE_BARS_MAX))]
+    if drawn:
+        console().print(table(None, [("", "left"), ("oldest to newest", "left")], drawn))

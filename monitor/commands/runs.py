@@ -5,11 +5,23 @@ from __future__ import annotations
 import os
 import time
 
-from monitor.commands.console import ConfigOption, DatabaseOption, JsonOption, age, console, number, print_json, table
+from monitor.commands.console import (
+    ConfigOption,
+    DatabaseOption,
+    JsonOption,
+    age,
+    bars,
+    console,
+    number,
+    print_json,
+    table,
+)
 from monitor.commands.environment import existing_database
 from monitor.show.documents import runs_document
 from monitor.stored_views import StoredViews
 from storage.records import StoredSnapshot
+
+RUN_BARS_MAX = 16
 
 
 def runs(config: ConfigOption = None, db: DatabaseOption = None, json: JsonOption = False) -> None:
@@ -24,7 +36,7 @@ def runs(config: ConfigOption = None, db: DatabaseOption = None, json: JsonOptio
         return
     now = time.time()
     columns = [("run", "left"), ("health", "left"), ("step", "right"), ("checkpoints", "right"), ("last", "right")]
-    columns += [("gradient", "right"), ("last good", "right"), ("why", "left")]
+    columns += [("update ratio", "left"), ("gradient", "right"), ("last good", "right"), ("why", "left")]
     rows = []
     for view in views:
         newest = view.newest
@@ -36,6 +48,7 @@ def runs(config: ConfigOption = None, db: DatabaseOption = None, json: JsonOptio
                 "–" if view.run.last_step is None else str(view.run.last_step),
                 str(view.run.n_snapshots),
                 "–" if view.run.last_written_at is None else f"{age(now - view.run.last_written_at)} ago",
+                bars([s.update_ratio for s in view.recent if s.attempt == view.run.attempt], RUN_BARS_MAX),
                 number(gradient.norm if gradient else None),
                 _name_of(view.last_good),
                 view.health_reason,

@@ -174,3 +174,17 @@ def test_scan_of_an_empty_directory_finds_nothing_and_ends_well(cli: Cli, tmp_pa
     ended = cli("scan", tmp_path / "empty", "--db", tmp_path / "x.db")
     assert ended.code == 0
     assert "0 checkpoints stored" in ended.out
+
+
+def test_history_and_runs_draw_the_course_of_the_numbers(cli: Cli, stored: Stored) -> None:
+    ended = cli("history", "runs/good", "--db", stored.database)
+    assert (ended.code, ended.err) == (0, "")
+    course = {
+        line.split()[0]: line.split()[-1] for line in ended.out.splitlines() if line.startswith(("weight ", "up"))
+    }
+    assert len(course["weight"]) == 3
+    assert set(course["weight"]) <= set("▁▂▃▄▅▆▇█")
+    runs = cli("runs", "--db", stored.database)
+    assert runs.code == 0
+    good = next(line for line in runs.out.splitlines() if line.startswith("runs/good"))
+    assert "▁" in good
