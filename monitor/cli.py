@@ -26,12 +26,14 @@ COMMANDS: dict[str, str] = {
     "export": "monitor.commands.export:export",
     "runs": "monitor.commands.runs:runs",
     "history": "monitor.commands.history:history",
+    "report": "monitor.commands.report:report",
     "alerts": "monitor.commands.alerts:alerts",
     "silence": "monitor.commands.silence:silence",
     "last-good": "monitor.commands.last_good:last_good",
     "demo": "monitor.commands.demo:demo",
     "config": "monitor.commands.config:app",
     "notify": "monitor.commands.notify:app",
+    "rules": "monitor.commands.rules:app",
 }
 
 

@@ -155,16 +155,20 @@ class Pages:
         alerts: Sequence[Alert],
         now: float,
         course: Course | None = None,
+        *,
+        style: Markup | None = None,
     ) -> str:
         """Return the page of one run: its card, its course, its alerts that do not fire now, its latest snapshots.
 
         `course` is that of the snapshots that `wanted_snapshots` names; without it there are no maps of layers.
+        With `style`, the text of the style sheet, the page stands alone: it asks no server and links nowhere.
         """
         good = None if view.last_good is None else view.last_good.id
         latest = snapshots[-SNAPSHOTS_SHOWN_MAX:]
         return self._environment.get_template("run.html").render(
             card=card(view, now),
-            course=run_course(view, latest, alerts, course or Course()),
+            course=run_course(view, latest, alerts, course or Course(), linked=style is None),
+            standalone=style,
             rows=[_history_row(snapshot, good) for snapshot in reversed(latest)],
             alerts=[_alert_line(alert, now) for alert in alerts if alert.state is not AlertState.FIRING],
             updated=formatting.timestamp(now),
@@ -185,6 +189,15 @@ class Pages:
     def message(self, title: str, text: str) -> str:
         """Return a page that says one thing, for errors."""
         return self._environment.get_template("message.html").render(title=title, text=text)
+
+
+def report(
+    view: RunView, snapshots: Sequence[StoredSnapshot], alerts: Sequence[Alert], course: Course, now: float
+) -> str:
+    """Return the page of one run as a file of its own, to be read anywhere and without a network."""
+    assets = load_assets()
+    style = Markup(assets["style.css"].content.decode())  # noqa: S704 - our own file, not a text from outside
+    return Pages(assets, refresh_seconds=0).run(view, snapshots, alerts, now, course, style=style)
 
 
 def card(view: RunView, now: float) -> Card:

@@ -70,9 +70,12 @@ def wanted_snapshots(snapshots: Sequence[StoredSnapshot]) -> tuple[int, ...]:
 
 
 def run_course(
-    view: RunView, snapshots: Sequence[StoredSnapshot], alerts: Sequence[Alert], course: Course
+    view: RunView, snapshots: Sequence[StoredSnapshot], alerts: Sequence[Alert], course: Course, *, linked: bool = True
 ) -> RunCourse:
-    """Return what is drawn of a run; charts and maps are left out where there is nothing to see."""
+    """Return what is drawn of a run; charts and maps are left out where there is nothing to see.
+
+    Without `linked` every address is "", for a file that is read where no server answers.
+    """
     run = view.run.run
     shown = snapshots[-TIMELINE_SNAPSHOTS_MAX:]
     drawn = marks(shown, alerts) if len(shown) > 1 else ()
@@ -93,7 +96,7 @@ def run_course(
         else f'python train.py --resume "$(ckptwatch last-good {shlex.quote(run)})"',
         charts=tuple(chart_of(line) for line in lines if line is not None),
         marks=drawn,
-        maps=tuple(_map(run, title, found) for title, found in maps if found is not None),
+        maps=tuple(_map(run, title, found, linked=linked) for title, found in maps if found is not None),
     )
 
 
@@ -108,14 +111,14 @@ def chart_of(line: Timeline) -> Chart:
     )
 
 
-def _map(run: str, title: str, found: Heatmap) -> Map:
+def _map(run: str, title: str, found: Heatmap, *, linked: bool) -> Map:
     bad = found.bad_tensor
     return Map(
         title=title,
         strips=tuple(
             Strip(
                 layer=row.layer,
-                url=tensor_url(run, row.tensor),
+                url=tensor_url(run, row.tensor) if linked else "",
                 title=f"{row.n_tensors} tensor{'' if row.n_tensors == 1 else 's'}, see {row.tensor}",
                 paths=row.paths,
                 first_bad=row.first_bad,
@@ -132,5 +135,5 @@ def _map(run: str, title: str, found: Heatmap) -> Map:
         if bad is None
         else "first not finite" + ("" if found.bad_step is None else f" at step {found.bad_step}"),
         bad_tensor=bad or "",
-        bad_url="" if bad is None else tensor_url(run, bad),
+        bad_url="" if bad is None or not linked else tensor_url(run, bad),
     )

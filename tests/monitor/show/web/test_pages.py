@@ -172,7 +172,7 @@ HOSTILE = [
 
 def hostile_page(text: str) -> Document:
     strange = replace(snapshot(12, text), path=text, root=text, first_bad_tensor=text, n_nonfinite=1)
-    firing = alert(text, run=text, summary=text, subject=text + "2")
+    firing = alert(text, run=text, summary=text, subject=text + "-other")
     run = view(
         text,
         run=summary(text, root=text),
