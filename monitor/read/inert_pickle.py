@@ -19,6 +19,7 @@ MEMO_ENTRIES_MAX = 2_000_000
 MARK_DEPTH_MAX = 10_000
 NUMBER_BYTES_MAX = 1024
 GLOBALS_KEPT_MAX = 1000
+CONTAINERS_MAX = 2_000_000  # dicts and sets: one byte makes one, which takes over a hundred
 
 
 def parse(data: bytes, limits: ReadLimits, *, allow_trailing: bool = False) -> PickleResult:
@@ -46,8 +47,7 @@ class _Machine:
     """The stack machine: one method an opcode."""
 
     __slots__ = (
-        *("data", "end", "globals", "marked", "memo", "n_objects"),
-        *("persistents", "position", "stack"),
+        *("data", "end", "globals", "marked", "memo", "n_containers", "n_objects", "persistents", "position", "stack"),
     )
 
     table: ClassVar[list[Callable[[Any], None]]]  # what to do for each opcode; subclasses make their own
@@ -62,6 +62,7 @@ class _Machine:
         self.globals: dict[tuple[str, str], Ref] = {}
         self.persistents: list[Persistent] = []
         self.n_objects = 0
+        self.n_containers = 0
 
     def run(self, opcodes_max: int) -> object:
         """Interpret until STOP and return the top of the stack."""
@@ -357,13 +358,19 @@ class _Machine:
         self.stack[-1] = (self.stack[-1], second, third)
 
     def op_empty_dict(self) -> None:
-        self.stack.append(Pairs())
+        self._hold(Pairs())
 
     def op_dict(self) -> None:
         items = self.pop_mark()
         made = Pairs()
         made.pairs.extend(in_pairs(items))
-        self.stack.append(made)
+        self._hold(made)
+
+    def _hold(self, container: Pairs | Items) -> None:
+        self.n_containers += 1
+        if self.n_containers > CONTAINERS_MAX:
+            raise LimitError(f"the pickle has more than {CONTAINERS_MAX} dicts and sets")
+        self.stack.append(container)
 
     def op_setitem(self) -> None:
         value = self.stack.pop()
@@ -386,7 +393,7 @@ class _Machine:
             raise CorruptError("the pickle sets an item of something that is no dict")
 
     def op_empty_set(self) -> None:
-        self.stack.append(Items([]))
+        self._hold(Items([]))
 
     def op_additems(self) -> None:
         items = self.pop_mark()
@@ -397,7 +404,7 @@ class _Machine:
 
     def op_frozenset(self) -> None:
         items = self.pop_mark()
-        self.stack.append(Items(items))
+        self._hold(Items(items))
 
     # Globals, calls, persistent references.
 
