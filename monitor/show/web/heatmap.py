@@ -16,7 +16,7 @@ from storage.records import StoredSnapshot, TensorPoint
 
 ROWS_MAX = 40
 COLUMNS_MAX = 60
-POINTS_MAX = 20_000  # what one map may ask of the database
+POINTS_MAX = 12_000  # what one map may ask of the database
 NORM_FACTORS = (1.03, 1.25, 2.0)
 CHANGE_FACTORS = (1.6, 4.0, 16.0)
 BAD = "bad"
