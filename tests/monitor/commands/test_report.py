@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from monitor.stored_views import StoredViews
+from storage.database import open_database
 from tests.monitor.commands.conftest import Cli, Stored
 
 
@@ -38,3 +40,16 @@ def test_what_cannot_be_reported_ends_in_one_line(cli: Cli, stored: Stored, tmp_
     nowhere = cli("report", "runs/good", "-o", tmp_path / "none" / "a.html", "--db", stored.database)
     assert (nowhere.code, nowhere.err.count("\n")) == (4, 1)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tensor_comes_back_with_its_bins_and_drift(stored: Stored) -> None:
+    database = open_database(f"sqlite:///{stored.database}")
+    try:
+        moments = StoredViews(database).tensor("runs/good", "layers.0.weight", 10)
+    finally:
+        database.close()
+    assert [moment.snapshot.step for moment in moments] == [10, 20, 30]
+    assert [moment.drift is not None for moment in moments] == [False, True, True]
+    for moment in moments:
+        assert sum(count for _, _, count in moment.bins) == 32
+        assert all(low <= high for low, high, _ in moment.bins)
