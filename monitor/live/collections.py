@@ -8,7 +8,7 @@ from typing import Any
 
 from monitor.live.leaves import is_leaf, leaf_tensor
 from monitor.live.memory import LiveModel, LiveTensor
-from monitor.read.keras_names import kind_of
+from monitor.read.keras.keras_names import kind_of
 from monitor.read.naming import STEP_KEYS, as_step, is_optimizer_key, joined, kind_of_flat_name
 from monitor.read.reader import LimitError, ReadLimits
 from storage.records import TensorKind

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from monitor.live.memory import Array
-from monitor.read.array_checkpoint import ArrayCheckpoint, array_checkpoint
-from monitor.read.estimators import VISITS_MAX, walk_estimators
-from monitor.read.found_arrays import FoundArray
-from monitor.read.inert_nodes import Items, Node, Pairs, Ref
-from monitor.read.numpy_records import ArrayDtype
-from monitor.read.partial_sources import check_range
+from monitor.read.access.partial_sources import check_range
+from monitor.read.arrays.array_checkpoint import ArrayCheckpoint, array_checkpoint
+from monitor.read.arrays.found_arrays import FoundArray
+from monitor.read.arrays.numpy_records import ArrayDtype
+from monitor.read.models.estimators import VISITS_MAX, walk_estimators
+from monitor.read.pickles.inert_nodes import Items, Node, Pairs, Ref
 from monitor.read.reader import LimitError, ReadLimits, UnsupportedError
 
 _PLAIN = (bool, int, float, str, bytes, type(None))

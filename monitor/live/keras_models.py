@@ -11,8 +11,8 @@ from typing import Any
 
 from monitor.live.leaves import leaf_tensor
 from monitor.live.memory import LiveModel, LiveTensor
-from monitor.read.keras_names import kind_of
-from monitor.read.keras_optimizer import OptimizerConfig, class_of, optimizer_scalars, role_of_suffix
+from monitor.read.keras.keras_names import kind_of
+from monitor.read.keras.keras_optimizer import OptimizerConfig, class_of, optimizer_scalars, role_of_suffix
 from monitor.read.naming import as_step
 from monitor.read.reader import ReadLimits
 from storage.records import TensorKind

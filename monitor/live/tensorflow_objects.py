@@ -12,7 +12,7 @@ from typing import Any
 from monitor.live.keras_models import keras_model
 from monitor.live.leaves import is_leaf, leaf_tensor, owners
 from monitor.live.memory import LiveModel, LiveTensor
-from monitor.read.keras_names import kind_of
+from monitor.read.keras.keras_names import kind_of
 from monitor.read.naming import EPOCH_KEYS, STEP_KEYS, as_epoch, as_step, is_optimizer_key
 from monitor.read.reader import LimitError, ReadLimits
 from storage.records import TensorKind

@@ -1,7 +1,7 @@
 """Run as a program: a training by Keras that saves after every epoch of a few steps.
 
-`keras_loop.py OUTPUT TRUTH --mode MODE --saves N --hasty-saves M`: before each of the first N saves, and once before the
-M that follow, it waits for a line on its standard input. MODE is `weights` (ModelCheckpoint with a file for each
+`keras_loop.py OUTPUT TRUTH --mode MODE --saves N --hasty-saves M`: before each of the first N saves, and once before
+the M that follow, it waits for a line on its standard input. MODE is `weights` (ModelCheckpoint with a file for each
 epoch), `keras` (ModelCheckpoint that overwrites one archive) or `manager` (tf.train.CheckpointManager that keeps two).
 Of each save it writes TRUTH/STEP.json: norm and extrema of each weight. Exits with 0 only when nothing went wrong.
 """

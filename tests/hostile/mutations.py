@@ -17,7 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 
-from monitor.read.tensor_bundle import crc32c
+from monitor.read.tensorflow.tensor_bundle import crc32c
 from tests.hostile.seeds import Seed
 
 _BYTES_MAX = 1 << 18  # of one changed file: the readers' own limits are tested elsewhere, here speed counts

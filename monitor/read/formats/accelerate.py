@@ -13,7 +13,7 @@ from typing import ClassVar
 from monitor.read.bounded_unit import BoundedUnit
 from monitor.read.inner import open_inner, open_inner_directory
 from monitor.read.merged import MergedCheckpoint, Part, merge
-from monitor.read.model_files import open_shards, shard_groups, weight_files
+from monitor.read.models.model_files import open_shards, shard_groups, weight_files
 from monitor.read.optimizer_names import named_states
 from monitor.read.reader import IncompleteError, OpenCheckpoint, ReadLimits
 from monitor.read.unit import Claim, DirectoryListing

@@ -12,23 +12,23 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import ClassVar
 
+from monitor.read.access.partial_sources import JoinedSource
+from monitor.read.access.sources import MemorySource
+from monitor.read.access.strided import ChunkReader, Layout, contiguous_strides
 from monitor.read.bounded_unit import BoundedUnit, naming
 from monitor.read.dtypes import DTYPES
-from monitor.read.inert_nodes import Pairs, PickleResult
-from monitor.read.inert_view import entries_of, text_keyed
 from monitor.read.inner import open_inner
 from monitor.read.merged import Part, merge
 from monitor.read.naming import printable, refine_kind
-from monitor.read.partial_sources import JoinedSource
+from monitor.read.pickles.inert_nodes import Pairs, PickleResult
+from monitor.read.pickles.inert_view import entries_of, text_keyed
+from monitor.read.pytorch.torch_archive import TorchArchive, open_archive_in
+from monitor.read.pytorch.torch_storages import StoredValues, TorchCheckpoint, torch_checkpoint
+from monitor.read.pytorch.zero import MASTER, Flat, Placed, Shapes, place
+from monitor.read.pytorch.zero_state import RankState, flat_of, rank_state, shapes_of
 from monitor.read.reader import CorruptError, IncompleteError, OpenCheckpoint, ReadLimits, TensorSpec, UnsupportedError
 from monitor.read.renamed import with_named_states
-from monitor.read.sources import MemorySource
-from monitor.read.strided import ChunkReader, Layout, contiguous_strides
-from monitor.read.torch_archive import TorchArchive, open_archive_in
-from monitor.read.torch_storages import StoredValues, TorchCheckpoint, torch_checkpoint
 from monitor.read.unit import Claim, DirectoryListing
-from monitor.read.zero import MASTER, Flat, Placed, Shapes, place
-from monitor.read.zero_state import RankState, flat_of, rank_state, shapes_of
 from storage.records import TensorKind
 
 RANKS_MAX = 65_536

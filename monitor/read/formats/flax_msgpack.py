@@ -12,16 +12,16 @@ from typing import ClassVar
 
 import numpy as np
 
+from monitor.read.access.byte_cursor import ByteCursor
+from monitor.read.access.partial_sources import JoinedSource
+from monitor.read.access.sources import ByteSource, FileSource
+from monitor.read.access.strided import ChunkReader, Layout, contiguous_strides
 from monitor.read.bounded_file import BoundedFile
-from monitor.read.byte_cursor import ByteCursor
 from monitor.read.dtypes import DTYPES
-from monitor.read.jax_names import model_prefix, name_and_kind
-from monitor.read.msgpack_scan import MsgpackScanner, PackedArray
+from monitor.read.models.jax_names import model_prefix, name_and_kind
+from monitor.read.models.msgpack_scan import MsgpackScanner, PackedArray
 from monitor.read.naming import EPOCH_KEYS, STEP_KEYS, UniqueNames, as_epoch, as_step, printable
-from monitor.read.partial_sources import JoinedSource
 from monitor.read.reader import Chunk, CorruptError, ReadLimits, TensorSpec, UnsupportedError
-from monitor.read.sources import ByteSource, FileSource
-from monitor.read.strided import ChunkReader, Layout, contiguous_strides
 
 _CHUNKED = "__msgpack_chunked_array__"
 _TEXT_CODES = frozenset({*range(0xA1, 0xC0), 0xD9})

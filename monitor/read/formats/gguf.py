@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from math import isfinite, prod
 from typing import ClassVar
 
+from monitor.read.access.byte_cursor import ByteCursor
+from monitor.read.access.sources import FileSource
+from monitor.read.access.strided import ChunkReader, Layout, contiguous_strides
 from monitor.read.bounded_file import BoundedFile
-from monitor.read.byte_cursor import ByteCursor
 from monitor.read.dtypes import DTYPES
 from monitor.read.naming import EPOCH_KEYS, STEP_KEYS, UniqueNames, as_epoch, as_step, kind_of_flat_name, printable
 from monitor.read.reader import (
@@ -26,8 +28,6 @@ from monitor.read.reader import (
     TensorSpec,
     UnsupportedError,
 )
-from monitor.read.sources import FileSource
-from monitor.read.strided import ChunkReader, Layout, contiguous_strides
 
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 from monitor.read.bounded_file import BoundedFile
-from monitor.read.hdf5 import Hdf5File, sniff_hdf5
-from monitor.read.keras_h5 import Hdf5Checkpoint, open_hdf5
+from monitor.read.keras.hdf5 import Hdf5File, sniff_hdf5
+from monitor.read.keras.keras_h5 import Hdf5Checkpoint, open_hdf5
 from monitor.read.reader import ReadLimits
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from monitor.read.access.zip_directory import STORED, read_zip_directory
 from monitor.read.bounded_file import BoundedFile
-from monitor.read.hdf5 import Hdf5File
-from monitor.read.keras_h5 import Hdf5Checkpoint, open_hdf5
-from monitor.read.keras_optimizer import parse_config, parse_json
+from monitor.read.keras.hdf5 import Hdf5File
+from monitor.read.keras.keras_h5 import Hdf5Checkpoint, open_hdf5
+from monitor.read.keras.keras_optimizer import parse_config, parse_json
 from monitor.read.reader import CorruptError, IncompleteError, ReadError, ReadLimits, UnsupportedError
-from monitor.read.zip_directory import STORED, read_zip_directory
 
 _METADATA, _CONFIG, _WEIGHTS = "metadata.json", "config.json", "model.weights.h5"
 _CONFIG_BYTES_MAX = 64 * 2**20

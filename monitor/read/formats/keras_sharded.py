@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from monitor.read.bounded_unit import BoundedUnit, naming
-from monitor.read.hdf5 import Hdf5Dataset, Hdf5File, Hdf5Tree
-from monitor.read.keras_h5 import Hdf5Checkpoint, open_hdf5
+from monitor.read.keras.hdf5 import Hdf5Dataset, Hdf5File, Hdf5Tree
+from monitor.read.keras.keras_h5 import Hdf5Checkpoint, open_hdf5
 from monitor.read.reader import Chunk, CorruptError, LimitError, ReadLimits
 from monitor.read.unit import Claim, DirectoryListing
 

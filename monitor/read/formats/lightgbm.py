@@ -13,14 +13,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from monitor.read.array_checkpoint import ArrayCheckpoint, array_checkpoint
+from monitor.read.access.sources import MemorySource
+from monitor.read.arrays.array_checkpoint import ArrayCheckpoint, array_checkpoint
+from monitor.read.arrays.found_arrays import FoundArray
+from monitor.read.arrays.numpy_records import ArrayDtype
 from monitor.read.bounded_file import BoundedFile
-from monitor.read.estimators import Estimated, NamedArray
-from monitor.read.found_arrays import FoundArray
-from monitor.read.numpy_records import ArrayDtype
+from monitor.read.models.estimators import Estimated, NamedArray
+from monitor.read.models.tree_depth import depth_of
 from monitor.read.reader import CorruptError, IncompleteError, LimitError, ReadLimits
-from monitor.read.sources import MemorySource
-from monitor.read.tree_depth import depth_of
 from storage.records import TensorKind
 
 VALUES_BYTES_MAX = 64 * 2**20

@@ -13,15 +13,15 @@ from math import prod
 from typing import ClassVar
 
 from monitor.read.bounded_unit import BoundedUnit
-from monitor.read.inert_nodes import Node, Pairs
-from monitor.read.inert_view import attributes_of, entries_of, text_keyed
 from monitor.read.inner import open_inner
 from monitor.read.merged import Part, merge
 from monitor.read.naming import is_optimizer_key
+from monitor.read.pickles.inert_nodes import Node, Pairs
+from monitor.read.pickles.inert_view import attributes_of, entries_of, text_keyed
+from monitor.read.pytorch.torch_archive import open_archive_in
+from monitor.read.pytorch.torch_storages import torch_checkpoint
 from monitor.read.reader import CorruptError, IncompleteError, OpenCheckpoint, ReadLimits
 from monitor.read.renamed import with_named_states
-from monitor.read.torch_archive import open_archive_in
-from monitor.read.torch_storages import torch_checkpoint
 from monitor.read.unit import Claim, DirectoryListing
 from storage.records import TensorKind
 

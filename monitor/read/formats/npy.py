@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import ClassVar
 
+from monitor.read.access.sources import FileSource
+from monitor.read.access.strided import ChunkReader, Layout
+from monitor.read.arrays.flatten import ROOT_TENSOR_NAME
+from monitor.read.arrays.npy_header import MAGIC, array_source_problem, read_npy_header
 from monitor.read.bounded_file import BoundedFile
-from monitor.read.flatten import ROOT_TENSOR_NAME
 from monitor.read.naming import kind_of_flat_name
-from monitor.read.npy_header import MAGIC, array_source_problem, read_npy_header
 from monitor.read.reader import Chunk, ReadLimits, TensorSpec
-from monitor.read.sources import FileSource
-from monitor.read.strided import ChunkReader, Layout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,9 +7,12 @@ from dataclasses import dataclass, replace
 from math import isfinite, prod
 from typing import ClassVar
 
+from monitor.read.access.sources import PASSES_MAX, ByteSource
+from monitor.read.access.strided import ChunkReader, Layout
+from monitor.read.access.zip_directory import STORED, ZipDirectory, ZipMember, read_zip_directory
+from monitor.read.arrays.npy_header import NpyHeader, array_source_problem, read_npy_header
 from monitor.read.bounded_file import BoundedFile
 from monitor.read.naming import EPOCH_KEYS, STEP_KEYS, UniqueNames, as_epoch, as_step, kind_of_flat_name, printable
-from monitor.read.npy_header import NpyHeader, array_source_problem, read_npy_header
 from monitor.read.reader import (
     Chunk,
     CorruptError,
@@ -20,9 +23,6 @@ from monitor.read.reader import (
     TensorSpec,
     UnsupportedError,
 )
-from monitor.read.sources import PASSES_MAX, ByteSource
-from monitor.read.strided import ChunkReader, Layout
-from monitor.read.zip_directory import STORED, ZipDirectory, ZipMember, read_zip_directory
 
 _SUFFIX = ".npy"
 _SHOWN = 80

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from monitor.read.bounded_file import BoundedFile
-from monitor.read.onnx_checkpoint import OnnxCheckpoint, open_onnx
+from monitor.read.models.onnx_checkpoint import OnnxCheckpoint, open_onnx
 from monitor.read.reader import ReadLimits
 
 _IR_VERSION_KEY, _PRODUCER_KEY, _GRAPH_KEY = 0x08, 0x12, 0x3A

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from monitor.read.bounded_file import BoundedFile
 from monitor.read.bounded_unit import BoundedUnit
-from monitor.read.onnx_checkpoint import OnnxCheckpoint, open_onnx
+from monitor.read.models.onnx_checkpoint import OnnxCheckpoint, open_onnx
 from monitor.read.reader import ReadLimits
 from monitor.read.unit import Claim, DirectoryListing
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from math import isfinite, prod
 from typing import Any, ClassVar
 
-from monitor.read.array_store import ArrayStore, describe
+from monitor.read.arrays.array_store import ArrayStore, describe
 from monitor.read.bounded_unit import BoundedUnit
 from monitor.read.dtypes import DTYPES
-from monitor.read.jax_names import model_prefix, name_and_kind
+from monitor.read.models.jax_names import model_prefix, name_and_kind
 from monitor.read.naming import STEP_KEYS, UniqueNames, as_step, is_optimizer_key, printable
 from monitor.read.reader import (
     Chunk,

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from monitor.read.array_checkpoint import ArrayCheckpoint, array_checkpoint
+from monitor.read.access.compressed_sources import CompressedSource, is_compressed, unpacked_head
+from monitor.read.access.sources import ByteSource, FileSource
+from monitor.read.arrays.array_checkpoint import ArrayCheckpoint, array_checkpoint
+from monitor.read.arrays.found_arrays import FoundArray, array_of
 from monitor.read.bounded_file import BoundedFile
-from monitor.read.compressed_sources import CompressedSource, is_compressed, unpacked_head
-from monitor.read.estimators import walk_estimators
-from monitor.read.file_pickle import parse_at
-from monitor.read.found_arrays import FoundArray, array_of
+from monitor.read.models.estimators import walk_estimators
+from monitor.read.pickles.file_pickle import parse_at
+from monitor.read.pytorch.torch_storages import begins_legacy
 from monitor.read.reader import CorruptError, IncompleteError, ReadLimits, UnsupportedError
-from monitor.read.sources import ByteSource, FileSource
-from monitor.read.torch_storages import begins_legacy
 
 _LZ4_MAGIC = b"\x04\x22\x4d\x18"
 _PROTOCOLS = frozenset(range(2, 6))

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from math import isfinite, prod
 from typing import ClassVar
 
+from monitor.read.access.sources import FileSource
+from monitor.read.access.strided import ChunkReader, Layout, contiguous_strides
 from monitor.read.bounded_file import BoundedFile
 from monitor.read.bounded_json import parse_json
 from monitor.read.dtypes import DTYPES
 from monitor.read.naming import EPOCH_KEYS, STEP_KEYS, UniqueNames, as_epoch, as_step, kind_of_flat_name, printable
 from monitor.read.reader import Chunk, CorruptError, IncompleteError, LimitError, ReadLimits, TensorSpec
-from monitor.read.sources import FileSource
-from monitor.read.strided import ChunkReader, Layout, contiguous_strides
 
 _NAMES = {
     **{"BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "U32": "uint32", "I32": "int32"},

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from monitor.read.bounded_unit import BoundedUnit
 from monitor.read.reader import ReadLimits
-from monitor.read.tensor_bundle import open_bundle
-from monitor.read.tf_variables import BundleCheckpoint, open_variables
+from monitor.read.tensorflow.tensor_bundle import open_bundle
+from monitor.read.tensorflow.tf_variables import BundleCheckpoint, open_variables
 from monitor.read.unit import Claim, DirectoryListing
 
 _PROGRAM = "saved_model.pb"

@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from monitor.read.bounded_unit import BoundedUnit
 from monitor.read.merged import merge
-from monitor.read.model_files import open_shards, shard_groups
+from monitor.read.models.model_files import open_shards, shard_groups
 from monitor.read.reader import OpenCheckpoint, ReadLimits
 from monitor.read.unit import Claim, DirectoryListing
 

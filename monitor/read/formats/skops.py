@@ -8,19 +8,19 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from monitor.read.array_checkpoint import ArrayCheckpoint, array_checkpoint
+from monitor.read.access.partial_sources import PartSource
+from monitor.read.access.sources import ByteSource
+from monitor.read.access.zip_directory import STORED, ZipDirectory, ZipMember, read_zip_directory
+from monitor.read.arrays.array_checkpoint import ArrayCheckpoint, array_checkpoint
+from monitor.read.arrays.found_arrays import FoundArray
+from monitor.read.arrays.npy_header import NpyHeader, array_source_problem, read_npy_header
+from monitor.read.arrays.numpy_records import ArrayDtype
 from monitor.read.bounded_file import BoundedFile
 from monitor.read.bounded_json import parse_json
-from monitor.read.estimators import walk_estimators
-from monitor.read.found_arrays import FoundArray
+from monitor.read.models.estimators import walk_estimators
+from monitor.read.models.skops_schema import nodes_of
 from monitor.read.naming import printable
-from monitor.read.npy_header import NpyHeader, array_source_problem, read_npy_header
-from monitor.read.numpy_records import ArrayDtype
-from monitor.read.partial_sources import PartSource
 from monitor.read.reader import CorruptError, IncompleteError, ReadError, ReadLimits, UnsupportedError
-from monitor.read.skops_schema import nodes_of
-from monitor.read.sources import ByteSource
-from monitor.read.zip_directory import STORED, ZipDirectory, ZipMember, read_zip_directory
 
 SCHEMA_BYTES_MAX = 16 * 2**20
 _SCHEMA = "schema.json"

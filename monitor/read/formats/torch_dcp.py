@@ -1,6 +1,6 @@
 """Directories of torch.distributed.checkpoint: of torchtitan, of Lightning when it shards, of Megatron (torch_dist).
 
-Only which files belong together, and when they are whole, is decided here; how they are read is in monitor/read/dcp.py.
+Only which files belong together, and when they are whole, is decided here; monitor/read/pytorch/dcp.py reads them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from monitor.read.bounded_unit import BoundedUnit
-from monitor.read.dcp import METADATA, is_dcp_file, open_dcp
+from monitor.read.pytorch.dcp import METADATA, is_dcp_file, open_dcp
 from monitor.read.reader import OpenCheckpoint, ReadLimits
 from monitor.read.unit import Claim, DirectoryListing
 

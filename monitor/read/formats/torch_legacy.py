@@ -8,21 +8,21 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from monitor.read.access.sources import FileSource
 from monitor.read.bounded_file import BoundedFile
-from monitor.read.file_pickle import parse_at
-from monitor.read.inert_nodes import PickleResult
-from monitor.read.inert_view import entries_of, text_keyed
 from monitor.read.naming import printable
-from monitor.read.reader import CorruptError, IncompleteError, LimitError, ReadLimits, UnsupportedError
-from monitor.read.sources import FileSource
-from monitor.read.torch_objects import StorageRef, TensorError, storage_of
-from monitor.read.torch_storages import (
+from monitor.read.pickles.file_pickle import parse_at
+from monitor.read.pickles.inert_nodes import PickleResult
+from monitor.read.pickles.inert_view import entries_of, text_keyed
+from monitor.read.pytorch.torch_objects import StorageRef, TensorError, storage_of
+from monitor.read.pytorch.torch_storages import (
     LEGACY_MAGIC_WITHIN,
     TensorStorages,
     TorchCheckpoint,
     begins_legacy,
     torch_checkpoint,
 )
+from monitor.read.reader import CorruptError, IncompleteError, LimitError, ReadLimits, UnsupportedError
 
 _PROTOCOL_VERSION = 1001
 _COUNT_BYTES = 8

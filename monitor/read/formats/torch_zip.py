@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 from monitor.read.bounded_file import BoundedFile
+from monitor.read.pytorch.torch_archive import open_archive
+from monitor.read.pytorch.torch_storages import TorchCheckpoint, torch_checkpoint
 from monitor.read.reader import ReadLimits
-from monitor.read.torch_archive import open_archive
-from monitor.read.torch_storages import TorchCheckpoint, torch_checkpoint
 
 
 class TorchZipReader:

@@ -13,19 +13,19 @@ from typing import ClassVar, NoReturn
 
 import numpy as np
 
-from monitor.read.array_checkpoint import ArrayCheckpoint, array_checkpoint
+from monitor.read.access.byte_cursor import ByteCursor
+from monitor.read.access.partial_sources import JoinedSource, read_bytes
+from monitor.read.access.sources import ByteSource, FileSource, MemorySource
+from monitor.read.arrays.array_checkpoint import ArrayCheckpoint, array_checkpoint
+from monitor.read.arrays.found_arrays import FoundArray
+from monitor.read.arrays.numpy_records import ArrayDtype
 from monitor.read.bounded_file import BoundedFile
 from monitor.read.bounded_json import check_json_cost
-from monitor.read.byte_cursor import ByteCursor
-from monitor.read.estimators import Estimated, NamedArray
-from monitor.read.found_arrays import FoundArray
+from monitor.read.models.estimators import Estimated, NamedArray
+from monitor.read.models.tree_depth import depth_of
+from monitor.read.models.ubjson_scan import PackedNumbers, UbjsonScanner
 from monitor.read.naming import as_step, printable
-from monitor.read.numpy_records import ArrayDtype
-from monitor.read.partial_sources import JoinedSource, read_bytes
 from monitor.read.reader import CorruptError, IncompleteError, LimitError, ReadLimits, UnsupportedError
-from monitor.read.sources import ByteSource, FileSource, MemorySource
-from monitor.read.tree_depth import depth_of
-from monitor.read.ubjson_scan import PackedNumbers, UbjsonScanner
 from storage.records import TensorKind
 
 JSON_BYTES_MAX = 32 * 2**20

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import xgboost
 
+from monitor.read.models.tree_depth import depth_of
 from monitor.read.reader import ReadError
 from monitor.read.registry import READERS, open_path, reader_class
-from monitor.read.tree_depth import depth_of
 from storage.records import ProblemKind, TensorKind
 from tests.support.audit import audited
 from tests.support.memory import peak_bytes_of_reading

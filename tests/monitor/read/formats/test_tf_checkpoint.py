@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from monitor.read.protobuf_wire import fields, varint
+from monitor.read.access.protobuf_wire import fields, varint
 from monitor.read.reader import CorruptError, LimitError, ReadError, ReadLimits
 from monitor.read.registry import open_path
-from monitor.read.tensor_bundle import _masked, crc32c
+from monitor.read.tensorflow.tensor_bundle import _masked, crc32c
 from storage.records import ProblemKind, TensorKind
 from tests.conformance.unit import UnitConformance
 from tests.support.audit import audited
@@ -342,7 +342,7 @@ def test_a_number_is_read_as_it_was_written(value: int) -> None:
 
 @given(st.binary(min_size=1, max_size=300))
 def test_a_graph_of_any_bytes_is_named_or_refused(data: bytes) -> None:
-    from monitor.read.object_graph import name_keys, parse_graph
+    from monitor.read.tensorflow.object_graph import name_keys, parse_graph
 
     try:
         name_keys(parse_graph(data))

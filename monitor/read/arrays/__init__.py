@@ -1,0 +1,1 @@
+"""Arrays as NumPy and others lay them down: headers, records, values found in inert pickles."""
