@@ -96,9 +96,10 @@ class MeasureConfig(_Section):
 
 
 class StorageConfig(_Section):
-    """Where snapshots are kept; None means a SQLite file in the user's state directory."""
+    """Where snapshots are kept (None: a SQLite file in the user's state directory), and how many keep every sketch."""
 
     url: str | None = None
+    sketches_recent: int = Field(default=64, ge=2, le=1_000_000)
 
 
 class NotifierEntry(_Section):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,8 +47,11 @@ from monitor.watch.events import EventHints
 from storage import queries, writer
 from storage.database import Database, open_database
 from storage.errors import DatabaseError
+from storage.records import RunSummary
+from storage.retention import thin_sketches
 
 TICK_SECONDS = 15.0
+THIN_SECONDS = 600.0  # how often old sketches are looked for
 WAIT_SECONDS_MAX = 5.0
 DATABASE_PAUSE_SECONDS = (1.0, 30.0)  # first and longest pause while the database cannot be written
 
@@ -143,6 +146,8 @@ class Daemon:
         self._hints: EventHints | None = None
         self._server: ServerHandle | None = None
         self._known_crashes = 0
+        self._thinned_at = 0.0
+        self._thinned: dict[str, int] = {}  # how many snapshots a run had when its sketches were thinned
         self._known_events = 0
         self.telemetry.watch_backlog(self._oldest_seconds)
         self._collect_storage({s.name: s.severity or s.rule.severity for s in settings.rules})
@@ -265,12 +270,23 @@ class Daemon:
                 self._count_failures([failure.rule for failure in outcome.failures])
                 if outcome.n_enqueued:
                     self._delivery.wake()
+        if now - self._thinned_at >= THIN_SECONDS or now < self._thinned_at:
+            self._thinned_at = now
+            self._thin_sketches(runs)
         counts = self._pool.counts
         self.telemetry.worker_crashes.inc(counts.n_crashes + counts.n_timeouts - self._known_crashes)
         self._known_crashes = counts.n_crashes + counts.n_timeouts
         if self._hints is not None:
             self.telemetry.events.inc(self._hints.counts.n_events - self._known_events)
             self._known_events = self._hints.counts.n_events
+
+    def _thin_sketches(self, runs: Sequence[RunSummary]) -> None:
+        n_recent = self.config.storage.sketches_recent
+        for run in runs:
+            if run.n_snapshots > n_recent and self._thinned.get(run.run) != run.n_snapshots:
+                with self.database.write() as session:
+                    thin_sketches(session, run.run, n_recent=n_recent)
+                self._thinned[run.run] = run.n_snapshots
 
     def _account(self, event: Recorded | Retried) -> None:
         """Count, log and pass on what happened to one checkpoint."""

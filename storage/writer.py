@@ -173,22 +173,6 @@ def set_meta(session: Session, key: str, value: str | None) -> None:
         _save(session, table(MetaRow), {"key": key, "value": value}, ("key",))
 
 
-def thin_sketches(session: Session, run: str, *, n_snapshots_kept: int) -> int:
-    """Delete the sketches of all but the newest snapshots of a run; return how many were deleted.
-
-    Statistics stay; drift to the older snapshots can no longer be estimated.
-    """
-    run_id = select(RunRow.id).where(RunRow.name == run).scalar_subquery()
-    kept = (
-        select(SnapshotRow.id)
-        .where(SnapshotRow.run_id == run_id)
-        .order_by(SnapshotRow.attempt.desc(), SnapshotRow.sort_step.desc(), SnapshotRow.id.desc())
-        .limit(n_snapshots_kept)
-    )
-    older = select(SnapshotRow.id).where(SnapshotRow.run_id == run_id, SnapshotRow.id.not_in(kept))
-    return _execute(session, delete(table(SketchRow)).where(table(SketchRow).c.snapshot_id.in_(older)))
-
-
 def upsert(session: Session, target: Table) -> sqlite.Insert | postgresql.Insert:
     """Return an INSERT of the session's dialect that can say what happens when the row is already there."""
     if session.get_bind().dialect.name == "postgresql":

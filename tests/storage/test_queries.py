@@ -10,7 +10,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import ORMExecuteState, Session
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from storage import queries, writer
+from storage import queries, retention, writer
 from storage.database import Database
 from storage.models import AlertRow, Base, table
 from storage.records import AlertState, Severity, Snapshot, Window
@@ -333,7 +333,7 @@ def ask_everything(session: Session) -> None:
     writer.set_run_active(session, "gpt", True)
     writer.mark_failed(session, 1, error="x", due_at=1.0, dead=False)
     writer.mark_sent(session, 1, 1.0)
-    writer.thin_sketches(session, "gpt", n_snapshots_kept=1)
+    retention.thin_sketches(session, "gpt", n_recent=1)
     writer.set_meta(session, "a", None)
     assert queries.snapshot(session, number) == stored_as(make_snapshot(1), number, Severity.CRITICAL)
     queries.runs(session)

@@ -302,18 +302,6 @@ def test_a_small_fact_is_kept_replaced_and_removed(database: Database) -> None:
         assert queries.get_meta(session, "clean") is None
 
 
-def test_thinning_drops_old_sketches_and_keeps_their_statistics(database: Database) -> None:
-    numbers = [add(database, make_snapshot(step)) for step in range(4)]
-    other = add(database, make_snapshot(1, run="other"))
-    with database.write() as session:
-        assert writer.thin_sketches(session, "gpt", n_snapshots_kept=1) == 3
-    with database.read() as session:
-        kept = [queries.tensors(session, number, with_sketch=True)[0].sketch is not None for number in numbers]
-        assert kept == [False, False, False, True]
-        assert queries.tensors(session, other, with_sketch=True)[0].sketch is not None
-        assert queries.tensors(session, numbers[0])[0].norm_l2 == 3.0
-
-
 def test_a_deleted_snapshot_takes_everything_of_it_along(database: Database) -> None:
     number = add(database, make_snapshot())
     with database.write() as session:
