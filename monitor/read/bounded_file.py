@@ -1,7 +1,8 @@
 """The only place that opens a watched file: positioned reads, range checks and the stat bracket.
 
 It must not map the file into memory (a truncation would kill the process), must not lock, write, rename or touch it,
-and must not hold more than one descriptor. A read either fills the whole buffer or raises.
+and must not hold more than one descriptor. A read either fills the whole buffer or raises. The page cache is left as it
+was found where the kernel can do that (Linux 6.14), and the space of a deleted file is given back soon.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import errno
 import getpass
 import os
 import stat
+import sys
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
@@ -33,6 +35,11 @@ from storage.records import FileStat
 OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 _READ_BYTES_MAX = 2**30  # one system call; Linux stops at 2 GiB less one page anyway
 _PATH_CHARACTERS_SHOWN = 200
+_DELETED_CHECK_BYTES = 16 * 2**20  # how much is read between two looks at whether the file still has a name
+
+# Pages that the read brings in are dropped after it, pages that were there stay: the trainer's data keeps its place in
+# the cache. From the kernel's include/uapi/linux/fs.h; older kernels and some filesystems refuse it.
+_RWF_DONTCACHE = 0x80
 
 _FILE_TYPES = (
     (stat.S_ISDIR, "a directory"),
@@ -49,10 +56,12 @@ class BoundedFile:
     `stat` is what fstat said at open, `size_bytes` its size, `bytes_read` the number of bytes read so far.
     """
 
-    __slots__ = ("_descriptor", "_on_read", "bytes_read", "path", "size_bytes", "stat")
+    __slots__ = ("_descriptor", "_flags", "_on_read", "_unchecked_bytes", "bytes_read", "path", "size_bytes", "stat")
 
     def __init__(self, descriptor: int, file_stat: FileStat, on_read: Callable[[int], None] | None) -> None:
         self._descriptor = descriptor
+        self._flags = _RWF_DONTCACHE if sys.platform == "linux" else 0
+        self._unchecked_bytes = 0
         self._on_read = on_read
         self.path = file_stat.path
         self.stat = file_stat
@@ -125,13 +134,27 @@ class BoundedFile:
         if offset + n > self.size_bytes:
             raise IncompleteError(f"bytes {offset} to {offset + n} are needed, the file has {self.size_bytes}")
 
+    def _check_deleted(self, n_bytes: int) -> None:
+        """Give a deleted file up soon: its space on disk is not free while we hold it open."""
+        self._unchecked_bytes += n_bytes
+        if self._unchecked_bytes >= _DELETED_CHECK_BYTES:
+            self._unchecked_bytes = 0
+            if os.fstat(self.descriptor()).st_nlink == 0:
+                raise VanishedError(f"{printable(self.path, _PATH_CHARACTERS_SHOWN)} was deleted while it was read")
+
     def _fill(self, offset: int, view: memoryview) -> None:
         done, n = 0, view.nbytes
         descriptor = self.descriptor()
         while done < n:
             try:
-                got = os.preadv(descriptor, [view[done : done + _READ_BYTES_MAX]], offset + done)
+                got = os.preadv(descriptor, [view[done : done + _READ_BYTES_MAX]], offset + done, self._flags)
+            except NotImplementedError:  # a Python built for an older kernel
+                self._flags = 0
+                continue
             except OSError as error:
+                if self._flags and error.errno in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                    self._flags = 0
+                    continue
                 raise as_read_error(error, self.path) from error
             if got == 0:
                 raise ChangedError(
@@ -139,6 +162,7 @@ class BoundedFile:
                 )
             done += got
             self.bytes_read += got
+            self._check_deleted(got)
             if self._on_read is not None:
                 self._on_read(got)
 

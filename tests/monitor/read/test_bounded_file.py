@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import ctypes
 import errno
+import mmap
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -173,3 +176,65 @@ def test_errors_of_the_system_have_their_place_in_the_tree(number: int, expected
     error = as_read_error(OSError(number, os.strerror(number)), "/some/\nwhere")
     assert type(error) is expected
     assert str(error).isprintable()
+
+
+def resident_pages(path: Path) -> int:
+    """Count the pages of a file that the kernel holds in its cache, by mincore(2)."""
+    size = path.stat().st_size
+    libc = ctypes.CDLL(None, use_errno=True)
+    with path.open("r+b") as stream, mmap.mmap(stream.fileno(), size) as mapped:
+        state = (ctypes.c_ubyte * (size // mmap.PAGESIZE))()
+        first = ctypes.c_char.from_buffer(mapped)
+        assert libc.mincore(ctypes.c_void_p(ctypes.addressof(first)), ctypes.c_size_t(size), state) == 0
+        del first
+    return sum(page & 1 for page in state)
+
+
+def test_the_page_cache_is_left_as_it_was_found(tmp_path: Path) -> None:
+    path = tmp_path / "model.bin"
+    path.write_bytes(bytes(2**22))
+    with path.open("r+b") as stream:
+        os.fsync(stream.fileno())
+        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        if resident_pages(path):
+            pytest.skip("this filesystem lives in the page cache")
+        try:
+            os.preadv(stream.fileno(), [bytearray(1)], 0, 0x80)
+        except OSError:
+            pytest.skip("this kernel or filesystem cannot read without caching")
+        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    with open_bounded(str(path)) as file:
+        file.read(0, 2**22)
+    assert resident_pages(path) == 0
+    path.read_bytes()
+    warm = resident_pages(path)
+    with open_bounded(str(path)) as file:
+        file.read(0, 2**22)
+    assert resident_pages(path) == warm > 0
+
+
+def test_a_file_deleted_while_it_is_read_is_given_up_soon(tmp_path: Path) -> None:
+    path = tmp_path / "model.bin"
+    path.write_bytes(bytes(2**25))
+    with open_bounded(str(path)) as file:
+        file.read(0, 1024)
+        path.unlink()
+        with pytest.raises(VanishedError, match="deleted while it was read"):
+            file.read(0, 2**25)
+
+
+def test_a_kernel_that_cannot_read_without_caching_is_read_as_usual(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.bin"
+    path.write_bytes(b"0123456789")
+    real = os.preadv
+
+    def refusing(descriptor: int, buffers: Any, offset: int, flags: int = 0) -> int:
+        if flags:
+            raise OSError(errno.EOPNOTSUPP, "not supported")
+        return real(descriptor, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", refusing)
+    with open_bounded(str(path)) as file:
+        assert file.read(2, 4) == b"2345"
