@@ -10,6 +10,7 @@ Prints a table and writes benchmarks/results/throughput.json.
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import os
 import platform
@@ -164,6 +165,7 @@ def main() -> None:
     results = ROOT / "benchmarks" / "results"
     results.mkdir(exist_ok=True)
     document = {
+        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
         "machine": f"{platform.machine()} {platform.system()}, {os.cpu_count()} processors",
         "load": [load_before, os.getloadavg()[0]],  # above 1 before we began, the figures are not worth much
         "large_mib": arguments.large_mib,
