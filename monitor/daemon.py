@@ -44,7 +44,7 @@ from monitor.show.web.app import create_app
 from monitor.show.web.server import ServerHandle, serve_in_thread
 from monitor.stored_views import StoredViews
 from monitor.watch.events import EventHints
-from storage import queries, writer
+from storage import queries, telling, writer
 from storage.database import Database, open_database
 from storage.errors import DatabaseError
 from storage.records import RunSummary
@@ -104,6 +104,7 @@ class Daemon:
         self.database: Database = open_database(config.storage.url or default_database_url())
         self._pool = WorkerPool(pool_options(config))
         self._engine = Engine(settings, clock=clock, exists=is_still_there)
+        self._severity_told_min = min((route.severity_min for route in settings.routes), default=None)
         pipeline = Pipeline(
             database=self.database,
             engine=self._engine,
@@ -255,16 +256,21 @@ class Daemon:
                 log.warning("cannot look at %s: %s", problem.path, problem.problem.message)
 
     def _tick(self, now: float) -> None:
-        """Ask the rules about time, and note which runs have ended."""
+        """Ask the rules about time, and note which runs have ended.
+
+        A run that has ended is asked once more when that is noticed, and then as long as a silence holds back what
+        somebody is still to be told.
+        """
         with self.database.read() as session:
             runs = queries.runs(session)
+            untold = self._runs_with_untold_alerts(session)
         for run in runs:
             latest = max((t for t in (run.last_written_at, run.last_measured_at) if t is not None), default=now)
             active = now - latest < self.config.watch.run_idle_seconds
             if active != run.active:
                 with self.database.write() as session:
                     writer.set_run_active(session, run.run, active)
-            if active:
+            if active or run.active or run.run in untold:
                 outcome = self._engine.tick(self.database, run.run, now)
                 self._log_changes(outcome)
                 self._count_failures([failure.rule for failure in outcome.failures])
@@ -279,6 +285,11 @@ class Daemon:
         if self._hints is not None:
             self.telemetry.events.inc(self._hints.counts.n_events - self._known_events)
             self._known_events = self._hints.counts.n_events
+
+    def _runs_with_untold_alerts(self, session: Any) -> frozenset[str]:
+        if self._severity_told_min is None:
+            return frozenset()
+        return telling.runs_with_untold_alerts(session, severity_min=self._severity_told_min)
 
     def _thin_sketches(self, runs: Sequence[RunSummary]) -> None:
         n_recent = self.config.storage.sketches_recent

@@ -12,9 +12,10 @@ from sqlalchemy.orm import Session, aliased
 
 from storage import rows
 from storage.models import AlertRow, OutboxRow, RunRow, SilenceRow, table
-from storage.records import Alert, AlertState, Silence, ToldAlert
+from storage.records import Alert, AlertState, Severity, Silence, ToldAlert
 
 ALERTS_MAX: Final = 10_000
+RUNS_MAX: Final = 10_000
 SILENCES_MAX: Final = 1000
 
 
@@ -25,6 +26,22 @@ def untold_alerts(session: Session, run: str) -> list[Alert]:
     )
     statement = statement.order_by(AlertRow.opened_at, AlertRow.id).limit(ALERTS_MAX)
     return [rows.alert_record(row) for row in session.execute(statement)]
+
+
+def runs_with_untold_alerts(session: Session, *, severity_min: Severity) -> frozenset[str]:
+    """Return the runs in which an alert of at least that severity fires of which nobody was told, at most RUNS_MAX."""
+    statement = (
+        select(RunRow.name)
+        .join(AlertRow, AlertRow.run_id == RunRow.id)
+        .where(
+            AlertRow.state == AlertState.FIRING.value,
+            AlertRow.severity >= int(severity_min),
+            ~exists().where(_is_about_alert()),
+        )
+        .distinct()
+        .limit(RUNS_MAX)
+    )
+    return frozenset(session.scalars(statement))
 
 
 def told_alerts(session: Session, notifier: str, *, resolved_since: float) -> list[ToldAlert]:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from storage import queries, telling, writer
 from storage.database import Database
-from storage.records import Alert, AlertState, Silence
+from storage.records import Alert, AlertState, Severity, Silence
 from tests.support.stored import make_alert
 
 FIRING = make_alert("f1", run="gpt")
@@ -121,3 +121,12 @@ def test_a_silence_lasts_until_its_end_and_can_be_ended_once(database: Database)
         assert writer.add_silence(session, runs="c", rules="*", now=1.0, ends_at=2.0) > long
     with database.read() as session:
         assert telling.silences(session, now=20.0) == []
+
+
+def test_runs_with_something_untold_are_those_where_somebody_is_still_to_be_told(database: Database) -> None:
+    info = replace(FIRING, fingerprint="f2", run="llama", severity=Severity.INFO)
+    store(database, FIRING, replace(FIRING, fingerprint="f3"), info, replace(FIRING, fingerprint="f4", run="bert"))
+    tell(database, replace(FIRING, fingerprint="f4", run="bert"))
+    with database.read() as session:
+        assert telling.runs_with_untold_alerts(session, severity_min=Severity.WARNING) == {"gpt"}
+        assert telling.runs_with_untold_alerts(session, severity_min=Severity.INFO) == {"gpt", "llama"}
