@@ -31,6 +31,7 @@ COMMANDS: dict[str, str] = {
     "silence": "monitor.commands.silence:silence",
     "last-good": "monitor.commands.last_good:last_good",
     "demo": "monitor.commands.demo:demo",
+    "doctor": "monitor.commands.doctor:doctor",
     "config": "monitor.commands.config:app",
     "notify": "monitor.commands.notify:app",
     "rules": "monitor.commands.rules:app",
