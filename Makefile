@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 PYTEST_ARGS ?= -n 2
 FUZZ_ARGS ?= --seconds 30
 
-.PHONY: demo test test-long check fuzz format bench golden clean
+.PHONY: demo test test-long check fuzz format bench docs golden clean
 
 $(VENV)/pip.stamp:
 	$(PYTHON) -m venv $(VENV)
@@ -48,6 +48,9 @@ format: $(VENV)/dev.stamp
 
 golden: $(VENV)/dev.stamp ## write the golden files anew; look at the difference before committing it
 	CKPTWATCH_GOLDEN=write $(BIN)/python -m pytest -m "not slow" -k golden
+
+docs: $(VENV)/dev.stamp ## write the generated parts of the documentation anew
+	$(BIN)/python docs/generate.py
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache

@@ -99,7 +99,11 @@ class Daemon:
         settings = engine_settings(config, routes=self._options.notifies)
         self.registry = CollectorRegistry(auto_describe=False)
         self.telemetry = Telemetry(
-            self.registry, version=__version__, notifiers=notifiers, rules=[s.name for s in settings.rules]
+            self.registry,
+            version=__version__,
+            notifiers=notifiers,
+            rules=[s.name for s in settings.rules],
+            exporters=config.export.names if self._options.serves else (),
         )
         self.database: Database = open_database(config.storage.url or default_database_url())
         self._pool = WorkerPool(pool_options(config))

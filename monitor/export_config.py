@@ -79,6 +79,11 @@ class ExportConfig(_Section):
             raise ValueError("must be an absolute path that ends in .prom, in node_exporter's textfile directory")
         return value
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the ways that are configured, as metrics call them."""
+        return tuple(name for name in ("textfile", "remote_write", "otlp") if getattr(self, name) is not None)
+
     def secrets(self) -> Mapping[str, str]:
         """Return every reference to a secret by the path of its key below `export`."""
         found: dict[str, str] = {}

@@ -19,11 +19,17 @@ _SCAN_BUCKETS_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0
 class Telemetry:
     """The metrics that the daemon's parts count into; one instance a registry.
 
-    `notifiers` and `rules` are the configured names, `version` is the program's own.
+    `notifiers`, `rules` and `exporters` are the configured names, `version` is the program's own.
     """
 
     def __init__(
-        self, registry: CollectorRegistry, *, version: str, notifiers: Iterable[str] = (), rules: Iterable[str] = ()
+        self,
+        registry: CollectorRegistry,
+        *,
+        version: str,
+        notifiers: Iterable[str] = (),
+        rules: Iterable[str] = (),
+        exporters: Iterable[str] = (),
     ) -> None:
         build_info = Gauge(
             "ckptwatch_build_info", "Always 1; the version is in the label.", ["version"], registry=registry
@@ -86,9 +92,9 @@ class Telemetry:
         self.export_failures = Counter(
             "ckptwatch_export_failures", "Exports of metrics that failed.", ["exporter"], registry=registry
         )
-        self._initialise(notifiers, rules)
+        self._initialise(notifiers, rules, exporters)
 
-    def _initialise(self, notifiers: Iterable[str], rules: Iterable[str]) -> None:
+    def _initialise(self, notifiers: Iterable[str], rules: Iterable[str], exporters: Iterable[str]) -> None:
         for problem in ProblemKind:
             self.snapshot_failures.labels(problem.value)
         for rule in rules:
@@ -97,6 +103,9 @@ class Telemetry:
             self.notifications.labels(notifier)
             self.notification_failures.labels(notifier)
             self.last_notification_success.labels(notifier)
+        for exporter in exporters:
+            self.exports.labels(exporter)
+            self.export_failures.labels(exporter)
 
     def count_snapshot(self, *, problem: ProblemKind | None, bytes_read: int, duration_seconds: float) -> None:
         """Count one finished snapshot, a failed one when `problem` is given."""
