@@ -14,6 +14,7 @@ from monitor.read.bounded_unit import BoundedUnit
 from monitor.read.inner import open_inner, open_inner_directory
 from monitor.read.merged import MergedCheckpoint, Part, merge
 from monitor.read.models.model_files import open_shards, shard_groups, weight_files
+from monitor.read.notes import FormatNotes
 from monitor.read.optimizer_names import named_states
 from monitor.read.reader import IncompleteError, OpenCheckpoint, ReadLimits
 from monitor.read.unit import Claim, DirectoryListing
@@ -35,6 +36,23 @@ class AccelerateReader:
 
     name: ClassVar[str] = "accelerate"
     marks: ClassVar[tuple[str, ...]] = ("random_states_*.pkl", "custom_checkpoint_*.pkl")
+    notes: ClassVar[FormatNotes] = FormatNotes(
+        files=(
+            "`checkpoint_N/`, and directories with `random_states_*.pkl`, `optimizer.bin` or `custom_checkpoint_*.pkl`"
+        ),
+        written_by="`Accelerator.save_state`",
+        optimizer_state="`optimizer.bin`, `optimizer_1.bin`, ...",
+        whole="weights and all other parts are whole",
+        not_yet="`optimizer.bin` without `random_states_0.pkl`, which is written after it",
+        never="a part that is broken",
+        step=(
+            "that of the first of the user's own objects (`custom_checkpoint_*.pkl`) that states one; the "
+            "number in `checkpoint_N` counts saves"
+        ),
+        safety="as the formats inside; random states are never opened",
+        tested_in="tests/monitor/read/formats/test_accelerate.py",
+        tested_with="accelerate",
+    )
 
     @classmethod
     def claim(cls, directory: DirectoryListing) -> Sequence[Claim]:

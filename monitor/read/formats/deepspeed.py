@@ -20,6 +20,7 @@ from monitor.read.dtypes import DTYPES
 from monitor.read.inner import open_inner
 from monitor.read.merged import Part, merge
 from monitor.read.naming import printable, refine_kind
+from monitor.read.notes import FormatNotes
 from monitor.read.pickles.inert_nodes import Pairs, PickleResult
 from monitor.read.pickles.inert_view import entries_of, text_keyed
 from monitor.read.pytorch.torch_archive import TorchArchive, open_archive_in
@@ -54,6 +55,27 @@ class DeepSpeedReader:
 
     name: ClassVar[str] = "deepspeed"
     marks: ClassVar[tuple[str, ...]] = ("*_model_states.pt", "*-model_states.pt", "*_optim_states.pt")
+    notes: ClassVar[FormatNotes] = FormatNotes(
+        files=(
+            "directories with `mp_rank_XX_model_states.pt` and `zero_pp_rank_D_mp_rank_XX_optim_states.pt`, "
+            "such as `global_stepN/`"
+        ),
+        written_by="DeepSpeed without ZeRO and with its stages 1 to 3, its BF16 optimizer, pipelines and experts",
+        optimizer_state=(
+            "by parameter name where the shapes in the files account for the flat partitions, else by rank and group"
+        ),
+        whole=(
+            "every rank that the model's file speaks of has its files, and each is whole; `latest` is not "
+            "looked at, it may be written before other ranks are done"
+        ),
+        not_yet="any of them is missing or not whole",
+        never="a file that is broken",
+        step="`global_steps` of the model's file",
+        safety="as `torch_zip`",
+        tested_in="tests/monitor/read/formats/test_deepspeed.py",
+        tested_with="torch",
+        layout_of="DeepSpeed 0.19.6",
+    )
 
     @classmethod
     def claim(cls, directory: DirectoryListing) -> Sequence[Claim]:

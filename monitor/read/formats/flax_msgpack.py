@@ -21,6 +21,7 @@ from monitor.read.dtypes import DTYPES
 from monitor.read.models.jax_names import model_prefix, name_and_kind
 from monitor.read.models.msgpack_scan import MsgpackScanner, PackedArray
 from monitor.read.naming import EPOCH_KEYS, STEP_KEYS, UniqueNames, as_epoch, as_step, printable
+from monitor.read.notes import FormatNotes
 from monitor.read.reader import Chunk, CorruptError, ReadLimits, TensorSpec, UnsupportedError
 
 _CHUNKED = "__msgpack_chunked_array__"
@@ -54,6 +55,18 @@ class FlaxMsgpackReader:
 
     name: ClassVar[str] = "flax_msgpack"
     suffixes: ClassVar[tuple[str, ...]] = (".msgpack", ".flax")
+    notes: ClassVar[FormatNotes] = FormatNotes(
+        files="`.msgpack`",
+        written_by="`flax.serialization.to_bytes`, Hugging Face's Flax models",
+        optimizer_state="by its path (`opt_state.0.nu...`)",
+        whole="the one value ends where the file ends",
+        not_yet="it ends early",
+        never="bytes after it, duplicate keys",
+        step="a number of a step's name at the top, also as an array of one element",
+        safety="an own scanner with bounds on depth and counts; arrays stay in the file",
+        tested_in="tests/monitor/read/formats/test_flax_msgpack.py",
+        tested_with="flax",
+    )
 
     @classmethod
     def sniff(cls, head: bytes, path: str) -> bool:

@@ -18,6 +18,7 @@ from monitor.read.access.strided import ChunkReader, Layout, contiguous_strides
 from monitor.read.bounded_file import BoundedFile
 from monitor.read.dtypes import DTYPES
 from monitor.read.naming import EPOCH_KEYS, STEP_KEYS, UniqueNames, as_epoch, as_step, kind_of_flat_name, printable
+from monitor.read.notes import FormatNotes
 from monitor.read.reader import (
     AmbiguousError,
     Chunk,
@@ -89,6 +90,19 @@ class GgufReader:
 
     name: ClassVar[str] = "gguf"
     suffixes: ClassVar[tuple[str, ...]] = (".gguf",)
+    notes: ClassVar[FormatNotes] = FormatNotes(
+        files="`.gguf`",
+        written_by="gguf, llama.cpp; plain types are measured, quantised types only sized",
+        optimizer_state="none",
+        whole="the file ends where the padding of the last tensor ends",
+        not_yet="fewer bytes",
+        never="more bytes, gaps, overlaps, duplicate names",
+        step="a key whose last part is a step's name",
+        safety="every count in the header is checked against the bytes that are there before anything is taken",
+        limits=("versions 2 and 3, either byte order",),
+        tested_in="tests/monitor/read/formats/test_gguf.py",
+        tested_with="gguf",
+    )
 
     @classmethod
     def sniff(cls, head: bytes, path: str) -> bool:  # noqa: ARG003 - the contract gives both

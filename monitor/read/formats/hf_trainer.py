@@ -16,6 +16,7 @@ from monitor.read.inner import open_inner, open_inner_directory
 from monitor.read.merged import MergedCheckpoint, Part, merge
 from monitor.read.models.model_files import SINGLE_FILES, open_shards, shard_groups, weight_files
 from monitor.read.naming import as_epoch, as_step
+from monitor.read.notes import FormatNotes
 from monitor.read.optimizer_names import named_states
 from monitor.read.reader import CorruptError, IncompleteError, OpenCheckpoint, ReadLimits
 from monitor.read.unit import Claim, DirectoryListing
@@ -40,6 +41,24 @@ class HfTrainerReader:
 
     name: ClassVar[str] = "hf_trainer"
     marks: ClassVar[tuple[str, ...]] = (STATE, _ARGUMENTS)
+    notes: ClassVar[FormatNotes] = FormatNotes(
+        files="`checkpoint-N/`, and directories with `trainer_state.json` or `training_args.bin`",
+        written_by=(
+            "the Trainer of Hugging Face: one file or shards, safetensors or `.bin`, adapters, FSDP and "
+            "DeepSpeed directories inside"
+        ),
+        optimizer_state="`optimizer.pt`, or that of the inner format",
+        whole="`trainer_state.json` (written last) parses, and the weights are whole; shards as in `sharded`",
+        not_yet=(
+            "no `trainer_state.json` beside an optimizer; weights newer than it and younger than five "
+            "minutes, as when a checkpoint is saved again"
+        ),
+        never="an index that disagrees with its shards or points outside the directory",
+        step="`global_step` and `epoch` of `trainer_state.json`",
+        safety="as the formats inside; `training_args.bin` and the random states are never opened",
+        tested_in="tests/monitor/read/formats/test_hf_trainer.py",
+        tested_with="transformers",
+    )
 
     @classmethod
     def claim(cls, directory: DirectoryListing) -> Sequence[Claim]:

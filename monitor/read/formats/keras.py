@@ -13,6 +13,7 @@ from monitor.read.bounded_file import BoundedFile
 from monitor.read.keras.hdf5 import Hdf5File
 from monitor.read.keras.keras_h5 import Hdf5Checkpoint, open_hdf5
 from monitor.read.keras.keras_optimizer import parse_config, parse_json
+from monitor.read.notes import FormatNotes
 from monitor.read.reader import CorruptError, IncompleteError, ReadError, ReadLimits, UnsupportedError
 
 _METADATA, _CONFIG, _WEIGHTS = "metadata.json", "config.json", "model.weights.h5"
@@ -25,6 +26,22 @@ class KerasReader:
 
     name: ClassVar[str] = "keras"
     suffixes: ClassVar[tuple[str, ...]] = (".keras",)
+    notes: ClassVar[FormatNotes] = FormatNotes(
+        files="`.keras`",
+        written_by="Keras 3 `save`, `ModelCheckpoint`",
+        optimizer_state=(
+            "inside; the only one of Keras with the settings from which the gradient norm follows, besides "
+            "the older `.h5`"
+        ),
+        whole="the zip is whole and the weights in it are a whole HDF5 file",
+        not_yet="no end record",
+        never="weights that are missing, cut or packed",
+        step="the optimizer's count of iterations",
+        safety="as `hdf5`; the configuration is read as data, and nothing that it describes is built",
+        limits=("as `hdf5`",),
+        tested_in="tests/monitor/read/formats/test_keras.py",
+        tested_with="keras",
+    )
 
     @classmethod
     def sniff(cls, head: bytes, path: str) -> bool:

@@ -13,6 +13,7 @@ from typing import ClassVar
 from monitor.read.bounded_unit import BoundedUnit, naming
 from monitor.read.keras.hdf5 import Hdf5Dataset, Hdf5File, Hdf5Tree
 from monitor.read.keras.keras_h5 import Hdf5Checkpoint, open_hdf5
+from monitor.read.notes import FormatNotes
 from monitor.read.reader import Chunk, CorruptError, LimitError, ReadLimits
 from monitor.read.unit import Claim, DirectoryListing
 
@@ -38,6 +39,19 @@ class KerasShardedReader:
 
     name: ClassVar[str] = "keras_sharded"
     marks: ClassVar[tuple[str, ...]] = (f"*{_INDEX}",)
+    notes: ClassVar[FormatNotes] = FormatNotes(
+        files="`NAME.weights.json` with `NAME_00000.weights.h5` and so on",
+        written_by="Keras 3 `save_weights` with `max_shard_size`",
+        optimizer_state="inside",
+        whole="the index (written last) parses, and every shard that it names is whole",
+        not_yet="a missing shard, or one that is not whole",
+        never="as `hdf5`; a variable in two shards",
+        step="as `hdf5`",
+        safety="as `hdf5`; a shard is followed only within the directory",
+        limits=("as `hdf5`; at most 10 000 shards",),
+        tested_in="tests/monitor/read/formats/test_keras.py",
+        tested_with="keras",
+    )
 
     @classmethod
     def claim(cls, directory: DirectoryListing) -> Sequence[Claim]:

@@ -20,6 +20,7 @@ from monitor.read.arrays.numpy_records import ArrayDtype
 from monitor.read.bounded_file import BoundedFile
 from monitor.read.models.estimators import Estimated, NamedArray
 from monitor.read.models.tree_depth import depth_of
+from monitor.read.notes import FormatNotes
 from monitor.read.reader import CorruptError, IncompleteError, LimitError, ReadLimits
 from storage.records import TensorKind
 
@@ -52,6 +53,19 @@ class LightgbmReader:
 
     name: ClassVar[str] = "lightgbm"
     suffixes: ClassVar[tuple[str, ...]] = (".lgb", ".lgbm")
+    notes: ClassVar[FormatNotes] = FormatNotes(
+        files="`.txt`",
+        written_by="LightGBM `save_model`, snapshots while training",
+        optimizer_state="none",
+        whole="it ends with its parameters, or with what Python adds after them",
+        not_yet="no such end",
+        never="another number of trees than it says at its beginning",
+        step="the number of rounds",
+        safety="read line by line; only numbers are taken",
+        limits=("values of at most 64 MiB, lines of at most 16 MiB",),
+        tested_in="tests/monitor/read/formats/test_boosters.py",
+        tested_with="lightgbm",
+    )
 
     @classmethod
     def sniff(cls, head: bytes, path: str) -> bool:

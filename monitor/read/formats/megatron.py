@@ -16,6 +16,7 @@ from monitor.read.bounded_unit import BoundedUnit
 from monitor.read.inner import open_inner
 from monitor.read.merged import Part, merge
 from monitor.read.naming import is_optimizer_key
+from monitor.read.notes import FormatNotes
 from monitor.read.pickles.inert_nodes import Node, Pairs
 from monitor.read.pickles.inert_view import attributes_of, entries_of, text_keyed
 from monitor.read.pytorch.torch_archive import open_archive_in
@@ -40,6 +41,23 @@ class MegatronReader:
 
     name: ClassVar[str] = "megatron"
     marks: ClassVar[tuple[str, ...]] = (*_MODEL_FILES, _DISTRIBUTED)
+    notes: ClassVar[FormatNotes] = FormatNotes(
+        files="directories with `mp_rank_TT[_PPP[_EEE]]/model_optim_rng.pt`, such as `iter_0000100/`",
+        written_by="Megatron-LM's own format",
+        optimizer_state="inside, or in `distrib_optim.pt` as flat buffers",
+        whole=(
+            "there are as many ranks as the arguments in the files say, and each file is whole; "
+            "`latest_checkpointed_iteration.txt` is not looked at"
+        ),
+        not_yet="any of them is missing or not whole",
+        never="a file that is broken",
+        step="`iteration` of the first rank's file",
+        safety="as `torch_zip`",
+        limits=("weights of several ranks stay apart, named by rank: how they go together is not in the files",),
+        tested_in="tests/monitor/read/formats/test_megatron.py",
+        tested_with="torch",
+        layout_of="Megatron-LM core 0.20",
+    )
 
     @classmethod
     def claim(cls, directory: DirectoryListing) -> Sequence[Claim]:

@@ -13,6 +13,7 @@ from monitor.read.arrays.flatten import ROOT_TENSOR_NAME
 from monitor.read.arrays.npy_header import MAGIC, array_source_problem, read_npy_header
 from monitor.read.bounded_file import BoundedFile
 from monitor.read.naming import kind_of_flat_name
+from monitor.read.notes import FormatNotes
 from monitor.read.reader import Chunk, ReadLimits, TensorSpec
 
 
@@ -39,6 +40,18 @@ class NpyReader:
 
     name: ClassVar[str] = "npy"
     suffixes: ClassVar[tuple[str, ...]] = (".npy",)
+    notes: ClassVar[FormatNotes] = FormatNotes(
+        files="`.npy`",
+        written_by="`numpy.save`: one tensor, named `tensor`",
+        optimizer_state="none",
+        whole="the file has exactly the bytes its header asks for",
+        not_yet="fewer bytes",
+        never="more bytes",
+        step="none inside; the number in the file's name",
+        safety="the header is parsed as a literal, and an array of Python objects is never unpickled",
+        tested_in="tests/monitor/read/formats/test_npy_reader.py",
+        tested_with="numpy",
+    )
 
     @classmethod
     def sniff(cls, head: bytes, path: str) -> bool:  # noqa: ARG003 - the contract gives both

@@ -13,6 +13,7 @@ from monitor.read.access.zip_directory import STORED, ZipDirectory, ZipMember, r
 from monitor.read.arrays.npy_header import NpyHeader, array_source_problem, read_npy_header
 from monitor.read.bounded_file import BoundedFile
 from monitor.read.naming import EPOCH_KEYS, STEP_KEYS, UniqueNames, as_epoch, as_step, kind_of_flat_name, printable
+from monitor.read.notes import FormatNotes
 from monitor.read.reader import (
     Chunk,
     CorruptError,
@@ -76,6 +77,22 @@ class NpzReader:
 
     name: ClassVar[str] = "npz"
     suffixes: ClassVar[tuple[str, ...]] = (".npz",)
+    notes: ClassVar[FormatNotes] = FormatNotes(
+        files="`.npz`",
+        written_by="`numpy.savez`, `numpy.savez_compressed`",
+        optimizer_state="by name, where it is stored",
+        whole="the zip is whole and every member has exactly the bytes its header asks for",
+        not_yet="no end record",
+        never="a member that is too short or too long, duplicates",
+        step="an array without dimensions of a step's name",
+        safety=(
+            "members are found by the archive's directory and read by offset; nothing is extracted; headers "
+            "are parsed as literals, and arrays of Python objects are never unpickled"
+        ),
+        limits=("a large array that is deflated and in Fortran order is a `problem`",),
+        tested_in="tests/monitor/read/formats/test_npz_reader.py",
+        tested_with="numpy",
+    )
 
     @classmethod
     def sniff(cls, head: bytes, path: str) -> bool:

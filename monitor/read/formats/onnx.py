@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from monitor.read.bounded_file import BoundedFile
 from monitor.read.models.onnx_checkpoint import OnnxCheckpoint, open_onnx
+from monitor.read.notes import FormatNotes
 from monitor.read.reader import ReadLimits
 
 _IR_VERSION_KEY, _PRODUCER_KEY, _GRAPH_KEY = 0x08, 0x12, 0x3A
@@ -23,6 +24,22 @@ class OnnxReader:
 
     name: ClassVar[str] = "onnx"
     suffixes: ClassVar[tuple[str, ...]] = (".onnx",)
+    notes: ClassVar[FormatNotes] = FormatNotes(
+        files="`.onnx`",
+        written_by="ONNX exporters; the initializers of the main graph",
+        optimizer_state="none",
+        whole="the protocol buffer ends with the file, and version, graph and operator sets are there",
+        not_yet="any of it is missing",
+        never="values that do not fit their shape",
+        step="a number of a step's name in the model's metadata",
+        safety="the protocol buffer is walked in place; nodes are passed over, and nothing of the graph is run",
+        limits=(
+            ("values packed within bytes (INT4 and its like), texts, and values in segments are a tensor's `problem`"),
+            "sparse initializers are left out",
+        ),
+        tested_in="tests/monitor/read/formats/test_onnx.py",
+        tested_with="onnx",
+    )
 
     @classmethod
     def sniff(cls, head: bytes, path: str) -> bool:  # noqa: ARG003 - the contract gives both

@@ -12,6 +12,7 @@ from typing import ClassVar
 from monitor.read.bounded_file import BoundedFile
 from monitor.read.bounded_unit import BoundedUnit
 from monitor.read.models.onnx_checkpoint import OnnxCheckpoint, open_onnx
+from monitor.read.notes import FormatNotes
 from monitor.read.reader import ReadLimits
 from monitor.read.unit import Claim, DirectoryListing
 
@@ -26,6 +27,21 @@ class OnnxExternalReader:
 
     name: ClassVar[str] = "onnx_external"
     marks: ClassVar[tuple[str, ...]] = ("*.onnx",)
+    notes: ClassVar[FormatNotes] = FormatNotes(
+        files="`.onnx` with `.onnx.data`, `.onnx_data`, `.data` or `.weights` beside it",
+        written_by="ONNX exporters for large models",
+        optimizer_state="none",
+        whole="as `onnx`, and external values lie within their file",
+        not_yet="as `onnx`, or a file of values that is missing or too short",
+        never="values that do not fit their shape, a location that is not a sibling",
+        step="as `onnx`",
+        safety=(
+            "as `onnx`; a location is followed only where it is the name of a file beside the model that belongs to it"
+        ),
+        limits=("as `onnx`",),
+        tested_in="tests/monitor/read/formats/test_onnx.py",
+        tested_with="onnx",
+    )
 
     @classmethod
     def claim(cls, directory: DirectoryListing) -> Sequence[Claim]:

@@ -16,6 +16,7 @@ from monitor.read.bounded_unit import BoundedUnit
 from monitor.read.dtypes import DTYPES
 from monitor.read.models.jax_names import model_prefix, name_and_kind
 from monitor.read.naming import STEP_KEYS, UniqueNames, as_step, is_optimizer_key, printable
+from monitor.read.notes import FormatNotes
 from monitor.read.reader import (
     Chunk,
     CorruptError,
@@ -74,6 +75,30 @@ class OrbaxReader:
 
     name: ClassVar[str] = "orbax"
     marks: ClassVar[tuple[str, ...]] = (_MARK, _COMMIT)
+    notes: ClassVar[FormatNotes] = FormatNotes(
+        files="directories with `_CHECKPOINT_METADATA` or `_METADATA`",
+        written_by="Orbax, Flax; needs `pip install 'ckptwatch[orbax]'`",
+        optimizer_state="inside (optax)",
+        whole=(
+            "the directory has its final name, its time of commit or `commit_success.txt`, and every array of"
+            " its tree is there"
+        ),
+        not_yet="a name with `.orbax-checkpoint-tmp`, no commit, a missing array or chunk",
+        never="a tree with keys that lead elsewhere",
+        step="an array of one element of a step's name, else the number in the directory's name",
+        safety=(
+            "tensorstore reads the arrays, by names that were checked, in a directory without links that lead"
+            " out; the worker that it runs in is confined"
+        ),
+        limits=(
+            (
+                "chunks of more than 48 MiB unpacked are a tensor's `problem`; `chunk_byte_size` of Orbax's save "
+                "arguments bounds them"
+            ),
+        ),
+        tested_in="tests/monitor/read/formats/test_orbax.py",
+        tested_with="orbax-checkpoint",
+    )
 
     @classmethod
     def claim(cls, directory: DirectoryListing) -> Sequence[Claim]:

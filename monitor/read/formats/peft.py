@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from monitor.read.bounded_unit import BoundedUnit
 from monitor.read.inner import open_inner
+from monitor.read.notes import FormatNotes
 from monitor.read.reader import IncompleteError, OpenCheckpoint, ReadLimits
 from monitor.read.unit import Claim, DirectoryListing
 
@@ -21,6 +22,18 @@ class PeftReader:
 
     name: ClassVar[str] = "peft"
     marks: ClassVar[tuple[str, ...]] = (_CONFIG,)
+    notes: ClassVar[FormatNotes] = FormatNotes(
+        files="directories with `adapter_model.safetensors` or `.bin`",
+        written_by="`save_pretrained` of a PEFT model",
+        optimizer_state="none",
+        whole="`adapter_config.json` (written last) parses, and the weights are whole",
+        not_yet="no configuration",
+        never="weights that are broken",
+        step="none inside; the number in the directory's name",
+        safety="as `safetensors` or `torch_zip`",
+        tested_in="tests/monitor/read/formats/test_peft.py",
+        tested_with="peft",
+    )
 
     @classmethod
     def claim(cls, directory: DirectoryListing) -> Sequence[Claim]:

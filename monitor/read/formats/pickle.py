@@ -14,6 +14,7 @@ from monitor.read.arrays.array_checkpoint import ArrayCheckpoint, array_checkpoi
 from monitor.read.arrays.found_arrays import FoundArray, array_of
 from monitor.read.bounded_file import BoundedFile
 from monitor.read.models.estimators import walk_estimators
+from monitor.read.notes import FormatNotes
 from monitor.read.pickles.file_pickle import parse_at
 from monitor.read.pytorch.torch_storages import begins_legacy
 from monitor.read.reader import CorruptError, IncompleteError, ReadLimits, UnsupportedError
@@ -27,6 +28,26 @@ class PickleReader:
 
     name: ClassVar[str] = "pickle"
     suffixes: ClassVar[tuple[str, ...]] = (".joblib", ".pkl", ".pickle", ".sav", ".z", ".gz", ".bz2", ".xz", ".lzma")
+    notes: ClassVar[FormatNotes] = FormatNotes(
+        files="`.joblib` `.pkl` `.pickle`, also compressed (zlib, gzip, bzip2, xz, lzma)",
+        written_by="`joblib.dump`, `pickle.dump` of scikit-learn estimators or of arrays; protocols 0 to 5",
+        optimizer_state="of `MLPClassifier` and `MLPRegressor`",
+        whole="the pickle stops where the file ends; a compressed stream is whole and checked",
+        not_yet="the pickle or the stream ends early",
+        never="bytes after the pickle, a whole stream of half a pickle",
+        step="the optimizer's of a network, the number of weight updates where `partial_fit` trained",
+        safety=(
+            "the pickle is walked opcode by opcode into inert nodes; nothing that it names is imported, "
+            "called or hashed; a compressed stream is unpacked in bounded pieces, and refused where it grows "
+            "out of proportion"
+        ),
+        limits=(
+            "lz4 is not read",
+            "several pickles in one file are not read",
+        ),
+        tested_in="tests/monitor/read/formats/test_pickle.py",
+        tested_with="joblib",
+    )
 
     @classmethod
     def sniff(cls, head: bytes, path: str) -> bool:

@@ -16,6 +16,7 @@ from monitor.read.bounded_file import BoundedFile
 from monitor.read.bounded_json import parse_json
 from monitor.read.dtypes import DTYPES
 from monitor.read.naming import EPOCH_KEYS, STEP_KEYS, UniqueNames, as_epoch, as_step, kind_of_flat_name, printable
+from monitor.read.notes import FormatNotes
 from monitor.read.reader import Chunk, CorruptError, IncompleteError, LimitError, ReadLimits, TensorSpec
 
 _NAMES = {
@@ -68,6 +69,21 @@ class SafetensorsReader:
 
     name: ClassVar[str] = "safetensors"
     suffixes: ClassVar[tuple[str, ...]] = (".safetensors",)
+    notes: ClassVar[FormatNotes] = FormatNotes(
+        files="`.safetensors`",
+        written_by="safetensors, Hugging Face `save_pretrained`",
+        optimizer_state="by name, where it is stored",
+        whole="the header parses and the tensors end exactly at the end of the file",
+        not_yet="the file is shorter than header and tensors say; the length is still zero",
+        never="bytes after the last tensor, gaps, overlaps, duplicate names",
+        step="a number of a step's name in `__metadata__`",
+        safety=(
+            "the header is JSON of at most 100 MB, parsed under a bound of its cost, and every place in it is checked"
+        ),
+        limits=("elements packed within bytes (F4, F6) are a tensor's `problem`",),
+        tested_in="tests/monitor/read/formats/test_safetensors_reader.py",
+        tested_with="safetensors",
+    )
 
     @classmethod
     def sniff(cls, head: bytes, path: str) -> bool:  # noqa: ARG003 - the contract gives both

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from monitor.read.bounded_unit import BoundedUnit
+from monitor.read.notes import FormatNotes
 from monitor.read.reader import ReadLimits
 from monitor.read.tensorflow.tensor_bundle import open_bundle
 from monitor.read.tensorflow.tf_variables import BundleCheckpoint, open_variables
@@ -22,6 +23,19 @@ class SavedModelReader:
 
     name: ClassVar[str] = "saved_model"
     marks: ClassVar[tuple[str, ...]] = (_PROGRAM, "fingerprint.pb")
+    notes: ClassVar[FormatNotes] = FormatNotes(
+        files="directories with `saved_model.pb` and `variables/`",
+        written_by="`tf.saved_model.save`, Keras `export`; the program is left alone",
+        optimizer_state="inside, where it is saved",
+        whole="as `tf_checkpoint`, with `saved_model.pb` (written after the variables) there",
+        not_yet="as `tf_checkpoint`",
+        never="as `tf_checkpoint`",
+        step="as `tf_checkpoint`",
+        safety="as `tf_checkpoint`; the program in `saved_model.pb` is never opened",
+        limits=("as `tf_checkpoint`",),
+        tested_in="tests/monitor/read/formats/test_tf_checkpoint.py",
+        tested_with="tensorflow-cpu",
+    )
 
     @classmethod
     def claim(cls, directory: DirectoryListing) -> Sequence[Claim]:

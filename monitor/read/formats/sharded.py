@@ -11,6 +11,7 @@ from typing import ClassVar
 from monitor.read.bounded_unit import BoundedUnit
 from monitor.read.merged import merge
 from monitor.read.models.model_files import open_shards, shard_groups
+from monitor.read.notes import FormatNotes
 from monitor.read.reader import OpenCheckpoint, ReadLimits
 from monitor.read.unit import Claim, DirectoryListing
 
@@ -20,6 +21,19 @@ class ShardedReader:
 
     name: ClassVar[str] = "sharded"
     marks: ClassVar[tuple[str, ...]] = ("*.index.json", "*.index.*.json")
+    notes: ClassVar[FormatNotes] = FormatNotes(
+        files="`NAME-00001-of-0000N.safetensors`, `.bin` and `NAME.safetensors.index.json`",
+        written_by="`save_pretrained` of large models",
+        optimizer_state="none",
+        whole="the index (written last) parses, and every file that it names is whole",
+        not_yet="no index, a file that is not there",
+        never="an index that disagrees with its shards or points outside the directory",
+        step="that of the first shard that states one, else the number in the directory's name",
+        safety="as `safetensors` or `torch_zip`; a name in the index is followed only within the directory",
+        limits=("an index of at most 64 MiB, at most 10 000 shards",),
+        tested_in="tests/monitor/read/formats/test_sharded.py",
+        tested_with="transformers",
+    )
 
     @classmethod
     def claim(cls, directory: DirectoryListing) -> Sequence[Claim]:

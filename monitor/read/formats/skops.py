@@ -20,6 +20,7 @@ from monitor.read.bounded_json import parse_json
 from monitor.read.models.estimators import walk_estimators
 from monitor.read.models.skops_schema import nodes_of
 from monitor.read.naming import printable
+from monitor.read.notes import FormatNotes
 from monitor.read.reader import CorruptError, IncompleteError, ReadError, ReadLimits, UnsupportedError
 
 SCHEMA_BYTES_MAX = 16 * 2**20
@@ -34,6 +35,22 @@ class SkopsReader:
 
     name: ClassVar[str] = "skops"
     suffixes: ClassVar[tuple[str, ...]] = (".skops",)
+    notes: ClassVar[FormatNotes] = FormatNotes(
+        files="`.skops`",
+        written_by="`skops.io.dump`",
+        optimizer_state="as `pickle`",
+        whole="the zip is whole and its schema parses",
+        not_yet="no end record",
+        never="arrays that are not there, a schema nested too deeply",
+        step="as `pickle`",
+        safety=(
+            "members are found by the archive's directory and read by offset; nothing is extracted; classes "
+            "that the schema names are never looked up"
+        ),
+        limits=("a schema of at most 16 MiB",),
+        tested_in="tests/monitor/read/formats/test_skops.py",
+        tested_with="skops",
+    )
 
     @classmethod
     def sniff(cls, head: bytes, path: str) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from monitor.read.bounded_unit import BoundedUnit
+from monitor.read.notes import FormatNotes
 from monitor.read.reader import ReadLimits
 from monitor.read.tensorflow.tensor_bundle import open_bundle
 from monitor.read.tensorflow.tf_variables import BundleCheckpoint, open_variables
@@ -25,6 +26,25 @@ class TfCheckpointReader:
 
     name: ClassVar[str] = "tf_checkpoint"
     marks: ClassVar[tuple[str, ...]] = (f"*{_INDEX}",)
+    notes: ClassVar[FormatNotes] = FormatNotes(
+        files="`NAME.index` with `NAME.data-*-of-*`",
+        written_by="`tf.train.Checkpoint`, `CheckpointManager`, and the `Saver` of TensorFlow 1",
+        optimizer_state="inside",
+        whole=(
+            "the index (written last) is closed, its checksums hold, every value that it names is there, and "
+            "the checksums of the small tensors hold"
+        ),
+        not_yet="no index; an index without its end; values that are missing, short, or newer than their index",
+        never="a checksum that does not hold, keys out of order, places outside the files",
+        step=(
+            "a variable of a step's name beside the model, else the optimizer's count of iterations, else the"
+            " number in the name (`ckpt-5`)"
+        ),
+        safety="own parsers of the index and of the graph of objects, with bounds on counts; texts are left alone",
+        limits=("variables saved in slices are a tensor's `problem`",),
+        tested_in="tests/monitor/read/formats/test_tf_checkpoint.py",
+        tested_with="tensorflow-cpu",
+    )
 
     @classmethod
     def claim(cls, directory: DirectoryListing) -> Sequence[Claim]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from monitor.read.bounded_unit import BoundedUnit
+from monitor.read.notes import FormatNotes
 from monitor.read.pytorch.dcp import METADATA, is_dcp_file, open_dcp
 from monitor.read.reader import OpenCheckpoint, ReadLimits
 from monitor.read.unit import Claim, DirectoryListing
@@ -22,6 +23,32 @@ class TorchDcpReader:
 
     name: ClassVar[str] = "torch_dcp"
     marks: ClassVar[tuple[str, ...]] = (METADATA, "__*.metadata", "*.distcp", *_BESIDE, _DESCRIPTION)
+    notes: ClassVar[FormatNotes] = FormatNotes(
+        files="directories with `.metadata` (or `__R.metadata`) and `__R_K.distcp`",
+        written_by=(
+            "`torch.distributed.checkpoint`, torchtitan, Lightning when it shards (`X.ckpt/` with `meta.pt`),"
+            " Megatron's torch_dist (`iter_0000100/` with `metadata.json`), the FSDP directories of "
+            "Accelerate"
+        ),
+        optimizer_state="by parameter name",
+        whole=(
+            "the metadata (written last) parses, every file is there and as long as the metadata says, and "
+            "the slices cover every tensor once"
+        ),
+        not_yet="no metadata, or not that of every rank; a file that is missing or too short; a slice of zeros",
+        never=(
+            "slices that overlap, leave gaps or hold something else than the metadata says; a file outside "
+            "the directory; slices that were compressed or written as safetensors"
+        ),
+        step="as in `torch_zip`; torchtitan's `train_state` is looked into",
+        safety=(
+            "the pickle is walked opcode by opcode into inert nodes; nothing that it names is imported, "
+            "called or hashed, also that of `.metadata`; files are followed only within the directory"
+        ),
+        limits=("objects that are no tensors are looked into up to 64 MiB each",),
+        tested_in="tests/monitor/read/formats/test_torch_dcp.py",
+        tested_with="torch",
+    )
 
     @classmethod
     def claim(cls, directory: DirectoryListing) -> Sequence[Claim]:

@@ -11,6 +11,7 @@ from typing import ClassVar
 from monitor.read.access.sources import FileSource
 from monitor.read.bounded_file import BoundedFile
 from monitor.read.naming import printable
+from monitor.read.notes import FormatNotes
 from monitor.read.pickles.file_pickle import parse_at
 from monitor.read.pickles.inert_nodes import PickleResult
 from monitor.read.pickles.inert_view import entries_of, text_keyed
@@ -35,6 +36,22 @@ class TorchLegacyReader:
     name: ClassVar[str] = "torch_legacy"
     suffixes: ClassVar[tuple[str, ...]] = (".pt", ".pth", ".bin", ".ckpt", ".tar")
     keeps_module_order: ClassVar[bool] = True
+    notes: ClassVar[FormatNotes] = FormatNotes(
+        files="`.pt` `.pth` `.bin`",
+        written_by="`torch.save` before PyTorch 1.6, and later with `_use_new_zipfile_serialization=False`",
+        optimizer_state="inside",
+        whole="the five pickles parse and the last storage ends where the file ends",
+        not_yet="any of it is missing",
+        never="a storage of another size than its tensors say, bytes after the last storage",
+        step="as in `torch_zip`",
+        safety=(
+            "the pickle is walked opcode by opcode into inert nodes; nothing that it names is imported, "
+            "called or hashed; storages are read by offset"
+        ),
+        limits=("files written on a big-endian machine are refused: they say too little of themselves",),
+        tested_in="tests/monitor/read/formats/test_torch_legacy.py",
+        tested_with="torch",
+    )
 
     @classmethod
     def sniff(cls, head: bytes, path: str) -> bool:

@@ -25,6 +25,7 @@ from monitor.read.models.estimators import Estimated, NamedArray
 from monitor.read.models.tree_depth import depth_of
 from monitor.read.models.ubjson_scan import PackedNumbers, UbjsonScanner
 from monitor.read.naming import as_step, printable
+from monitor.read.notes import FormatNotes
 from monitor.read.reader import CorruptError, IncompleteError, LimitError, ReadLimits, UnsupportedError
 from storage.records import TensorKind
 
@@ -40,6 +41,19 @@ class XgboostReader:
 
     name: ClassVar[str] = "xgboost"
     suffixes: ClassVar[tuple[str, ...]] = (".ubj", ".xgb")
+    notes: ClassVar[FormatNotes] = FormatNotes(
+        files="`.ubj` `.json`",
+        written_by="XGBoost `save_model`, `TrainingCheckPoint`",
+        optimizer_state="none",
+        whole="the one value ends where the file ends",
+        not_yet="it ends early",
+        never="bytes after it",
+        step="the number of rounds",
+        safety="own scanners with bounds on depth and counts; arrays of a binary model stay in the file",
+        limits=("a JSON model of at most 32 MiB; `.ubj` of any size",),
+        tested_in="tests/monitor/read/formats/test_boosters.py",
+        tested_with="xgboost-cpu",
+    )
 
     @classmethod
     def sniff(cls, head: bytes, path: str) -> bool:  # noqa: ARG003 - the contract gives both

@@ -1,0 +1,65 @@
+"""docs/formats.md says what the readers say, and each thing that it says of a format is proven by a test."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from functools import cache
+from importlib.metadata import packages_distributions
+
+import pytest
+
+from monitor.read.directories import DIRECTORY_READERS
+from monitor.read.formats_page import built_in_notes, renewed
+from monitor.read.registry import READERS
+from tests.conformance.coverage import ROOT, formats_proven, packages_used
+
+PAGE = ROOT / "docs" / "formats.md"
+FORMATS = sorted([*READERS, *DIRECTORY_READERS])
+
+distributions = cache(packages_distributions)
+
+
+def test_the_golden_page_of_formats_says_what_the_readers_say() -> None:
+    made = renewed(PAGE.read_text(), built_in_notes())
+    if os.environ.get("CKPTWATCH_GOLDEN") == "write":
+        PAGE.write_text(made)
+    assert made == PAGE.read_text(), "the page is not what the readers say; write it with `make golden`"
+
+
+def test_every_format_has_notes_and_there_are_none_of_others() -> None:
+    notes = built_in_notes()
+    assert sorted(notes) == FORMATS
+    for name, said in notes.items():
+        for field in dataclasses.fields(said):
+            texts = getattr(said, field.name)
+            for text in (texts,) if isinstance(texts, str) else texts:
+                assert text or field.name == "layout_of", f"{name} says nothing of {field.name}"
+                assert "\n" not in text
+                assert text == text.strip()
+                assert not text.endswith(".") or text.endswith("...")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_each_format_on_the_page_is_proven_by_the_test_that_it_names_with_its_real_writer(name: str) -> None:
+    notes = built_in_notes()[name]
+    test = ROOT / notes.tested_in
+    assert test.is_file(), f"{notes.tested_in} is not there"
+    assert name in formats_proven(test), f"{notes.tested_in} never says that a file was opened as {name}"
+    writers = {d.lower().replace("_", "-") for package in packages_used(test) for d in distributions().get(package, [])}
+    assert notes.tested_with in writers, f"{notes.tested_in} uses {sorted(writers)}, not {notes.tested_with}"
+
+
+@pytest.mark.parametrize("name", [n for n in FORMATS if built_in_notes()[n].layout_of])
+def test_what_imitates_a_writer_says_whose_source_it_follows(name: str) -> None:
+    notes = built_in_notes()[name]
+    support = (ROOT / "tests" / "support" / f"{name}_writer.py").read_text()
+    product, _, version = notes.layout_of.rpartition(" ")
+    assert "follows the source" in support
+    assert product.partition(" ")[0] in support
+    assert version in support
+
+
+def test_a_page_without_a_place_for_a_part_is_refused() -> None:
+    with pytest.raises(ValueError, match="no place for its part 'formats'"):
+        renewed("# Checkpoint formats\n", built_in_notes())
