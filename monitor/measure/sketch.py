@@ -25,7 +25,7 @@ from storage.records import Sketch
 
 GROUP_ROWS = 4
 _MASK64 = 2**64 - 1
-_GOLDEN = 0x9E3779B97F4A7C15
+GOLDEN = 0x9E3779B97F4A7C15
 _COLUMN_STREAM = 0x5851F42D4C957F2D
 
 FloatArray = npt.NDArray[np.float64]
@@ -41,7 +41,7 @@ def mix64(x: int) -> int:
 
 def column_keys(n_buckets: int, seed: int) -> npt.NDArray[np.int32]:
     """Return g, one random 32-bit word per column; shape (n_buckets,)."""
-    words = [mix64(mix64(seed ^ _COLUMN_STREAM) + (j + 1) * _GOLDEN) >> 32 for j in range(n_buckets)]
+    words = [mix64(mix64(seed ^ _COLUMN_STREAM) + (j + 1) * GOLDEN) >> 32 for j in range(n_buckets)]
     return np.array(words, dtype=np.uint32).view(np.int32)
 
 
@@ -50,7 +50,7 @@ def signs(n_elements: int, n_buckets: int, seed: int) -> npt.NDArray[np.int8]:
     columns = column_keys(n_buckets, seed).view(np.uint32).astype(np.uint64)
     index = np.arange(n_elements)
     row, column = index // n_buckets, index % n_buckets
-    mixed = np.array([mix64(seed + (g + 1) * _GOLDEN) for g in range(int(row[-1]) // GROUP_ROWS + 1)], dtype=np.uint64)
+    mixed = np.array([mix64(seed + (g + 1) * GOLDEN) for g in range(int(row[-1]) // GROUP_ROWS + 1)], dtype=np.uint64)
     key = mixed[row // GROUP_ROWS]
     multiplier, addend = (key >> np.uint64(32)) | np.uint64(1), key & np.uint64(0xFFFFFFFF)
     hashed = (multiplier * columns[column] + addend) & np.uint64(0xFFFFFFFF)
