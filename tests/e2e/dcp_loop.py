@@ -8,7 +8,6 @@ writes down what was true of every save, gathered from both ranks.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import subprocess
@@ -17,7 +16,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
@@ -26,16 +24,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from tests.support.training import SAVE_EVERY
+from tests.support.truths import write_truth
+
 WORLD = 2
-SAVE_EVERY = 5
 FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
-
-
-def statistics(values: torch.Tensor) -> dict[str, Any]:
-    """Return what NumPy says in float64."""
-    array = values.detach().double().numpy()
-    truth = {"min": array.min(), "max": array.max(), "mean": array.mean(), "norm_l2": np.sqrt((array**2).sum())}
-    return {"shape": list(values.shape), **{key: float(value) for key, value in truth.items()}}
 
 
 class Training:
@@ -101,10 +94,7 @@ def main() -> None:
         kept.append(arguments.directory / f"step-{step}")
         tensors = training.save(kept[-1], step)
         if rank == 0:
-            truth = {"step": step, "tensors": {name: statistics(value) for name, value in tensors.items()}}
-            temporary = arguments.truth / f".{step}.tmp"
-            temporary.write_text(json.dumps(truth))
-            os.replace(temporary, arguments.truth / f"{step:06d}.json")
+            write_truth(arguments.truth, step, {name: value.detach().numpy() for name, value in tensors.items()})
             if len(kept) > arguments.keep:
                 shutil.rmtree(kept.pop(0))
     dist.destroy_process_group()

@@ -1,14 +1,13 @@
 """Run as a program: a training by the real Trainer that saves every few steps and keeps one checkpoint.
 
 `hf_loop.py OUTPUT TRUTH --saves N --hasty-saves M`: before each of the first N saves it waits for a line on its
-standard input, and does not wait for the M after them. Of each save it writes TRUTH/STEP.json: norm and extrema of each
-weight. Exits with 0 only when nothing went wrong.
+standard input, and does not wait for the M after them. Of each save it writes TRUTH/STEP.json. Exits with 0 only when
+nothing went wrong.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
 from tests.support.training import SAVE_EVERY
+from tests.support.truths import write_truth
 
 
 class Tokens(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
@@ -44,19 +44,11 @@ class Pace(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         weights = {
-            name: {
-                "norm_l2": float(value.double().norm()),
-                "max": float(value.max()),
-                "min": float(value.min()),
-                "shape": list(value.shape),
-            }
+            name: value.numpy()
             for name, value in more["model"].state_dict().items()
             if name != "lm_head.weight"  # tied to the embedding, and left out when it is saved
         }
-        document = {"step": state.global_step, "epoch": state.epoch, "tensors": weights}
-        target = self.truth / f"{state.global_step:06d}.json"
-        target.with_suffix(".part").write_text(json.dumps(document))
-        target.with_suffix(".part").rename(target)
+        write_truth(self.truth, state.global_step, weights, epoch=state.epoch)
 
 
 def main() -> None:

@@ -3,13 +3,12 @@
 `keras_loop.py OUTPUT TRUTH --mode MODE --saves N --hasty-saves M`: before each of the first N saves, and once before
 the M that follow, it waits for a line on its standard input. MODE is `weights` (ModelCheckpoint with a file for each
 epoch), `keras` (ModelCheckpoint that overwrites one archive) or `manager` (tf.train.CheckpointManager that keeps two).
-Of each save it writes TRUTH/STEP.json: norm and extrema of each weight. Exits with 0 only when nothing went wrong.
+Of each save it writes TRUTH/STEP.json. Exits with 0 only when nothing went wrong.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from tests.support.training import SAVE_EVERY
+from tests.support.truths import write_truth
 
 
 class Pace(keras.callbacks.Callback):  # type: ignore[misc]
@@ -35,18 +35,7 @@ class Pace(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         step = int(self.model.optimizer.iterations)
-        weights = {}
-        for variable in self.model.variables:
-            value = np.asarray(variable.value, np.float64)
-            weights[variable.path] = {
-                "norm_l2": float(np.linalg.norm(value)),
-                "max": float(value.max()),
-                "min": float(value.min()),
-                "shape": list(value.shape),
-            }
-        target = self.truth / f"{step:06d}.json"
-        target.with_suffix(".part").write_text(json.dumps({"step": step, "tensors": weights}))
-        target.with_suffix(".part").rename(target)
+        write_truth(self.truth, step, {v.path: np.asarray(v.value) for v in self.model.variables})
 
 
 class Managed(keras.callbacks.Callback):  # type: ignore[misc]

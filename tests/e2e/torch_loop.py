@@ -8,41 +8,17 @@ standard input; one more line lets a last stretch of saves begin that comes with
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
+
+from tests.support.truths import write_truth
 
 BETA2 = 0.99
 POISONED = "3.weight"
-
-
-def statistics(values: torch.Tensor) -> dict[str, Any]:
-    """Return what NumPy says in float64 about the finite elements."""
-    array = values.detach().double().numpy().ravel()
-    finite = array[np.isfinite(array)]
-    truth: dict[str, Any] = {
-        "shape": list(values.shape),
-        "n_nan": int(np.isnan(array).sum()),
-        "n_zero": int((array == 0).sum()),
-    }
-    if finite.size:
-        truth |= {
-            "min": float(finite.min()),
-            "max": float(finite.max()),
-            "mean": float(finite.mean()),
-            "std": float(finite.std()),
-            "norm_l1": float(np.abs(finite).sum()),
-            "norm_l2": float(np.sqrt((finite**2).sum())),
-            "abs_max": float(np.abs(finite).max()),
-        }
-    return truth
 
 
 class Training:
@@ -106,15 +82,9 @@ class Files:
             self.kept.append(path)
             if len(self.kept) > self.keep:
                 self.kept.pop(0).unlink()
-        truth = {
-            "step": step,
-            "path": str(path),
-            "squared_norms": training.squared_norms[len(training.squared_norms) - n_new_steps :],
-            "tensors": {name: statistics(value) for name, value in training.tensors().items()},
-        }
-        temporary = self.truth / f".{step}.tmp"
-        temporary.write_text(json.dumps(truth))
-        os.replace(temporary, self.truth / f"{step:06d}.json")
+        squared_norms = training.squared_norms[len(training.squared_norms) - n_new_steps :]
+        tensors = {name: value.detach().numpy() for name, value in training.tensors().items()}
+        write_truth(self.truth, step, tensors, path=str(path), squared_norms=squared_norms)
 
 
 def main() -> None:

@@ -13,7 +13,6 @@ from typing import Any, Self
 from tests.support.daemons import DEADLINE_SECONDS, REPOSITORY, clean_environment, wait_for
 
 LOOP = REPOSITORY / "tests" / "e2e" / "torch_loop.py"
-TRAINER_LOOP = REPOSITORY / "tests" / "e2e" / "hf_loop.py"
 BETA2 = 0.99
 SAVE_EVERY = 5
 
