@@ -5,8 +5,10 @@ Standard library only, because the daemon builds these and must not import the c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Self
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 SKETCH_BUCKETS_MAX = 8191  # four rows are counted in 16 bits
@@ -25,7 +27,8 @@ class MeasureOptions:
 
     `chunk_bytes` bounds how much of a tensor is in memory at a time; about 1 MiB stays in the processor's second
     cache, where reading and computing meet fastest. `sketch_buckets` is a prime (the sketch's error is
-    1/sqrt(2 * sketch_buckets)); sketches with another count or seed cannot be compared. `drift` "sketch" never reads
+    1/sqrt(2 * sketch_buckets)); sketches with another count or seed cannot be compared, and a few shapes get a
+    neighbouring prime (see `for_shape`). `drift` "sketch" never reads
     the reference file, "auto" reads it when it is at most `exact_drift_bytes_max` large, "exact" whatever its size; a
     reference that cannot be read is no error, the drift is then sketched. `quantiles` are probabilities in 0..1.
     """
@@ -51,3 +54,16 @@ class MeasureOptions:
             raise ValueError(f"drift must be sketch, exact or auto, not {self.drift!r}")
         if not all(0.0 <= q <= 1.0 for q in self.quantiles):
             raise ValueError(f"quantiles must be in 0..1, not {self.quantiles}")
+
+    def for_shape(self, shape: Sequence[int]) -> Self:
+        """Return the options for a tensor of this shape: the same, or with the next smaller prime as `sketch_buckets`.
+
+        Element i falls into bucket i mod k. Where k divides a stride of the tensor, as in a matrix of k columns, a
+        whole column would share one bucket and the estimate of a change to it would scatter by more than half; with a
+        prime that divides no stride every column, row and plane spreads over as many buckets as it has elements.
+        """
+        strides = [math.prod(shape[axis + 1 :]) for axis, size in enumerate(shape) if size > 1]
+        buckets = self.sketch_buckets
+        while any(stride and stride % buckets == 0 for stride in strides):
+            buckets = next(n for n in range(buckets - 1, 0, -1) if _is_prime(n))
+        return self if buckets == self.sketch_buckets else replace(self, sketch_buckets=buckets)
