@@ -192,6 +192,7 @@ class TensorSummary:
     sketch: Sketch | None = None
     tied_to: str | None = None
     problem: str | None = None  # why this tensor alone could not be measured, else None
+    content_hash: str | None = None  # SHA-256 of what could not be measured, as it is stored; None of all else
 
     @property
     def n_nonfinite(self) -> int:
@@ -386,8 +387,38 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Incident:
+    """The alerts of one run that belong together, under their first cause; a run has at most one that is open.
+
+    `rule`, `step`, `tensor` and `summary` are the first cause: what fired at the first bad step, and the first tensor
+    in the model's order that an alert of that step named ("" where none did). `severity` is the highest that any of its
+    alerts had, `told_severity` the highest that somebody was told of and that still holds (None for none). `opened_by`
+    is "fingerprint.episode" of the alert with which it opened, which names the conversation about it and never changes.
+    `n_alerts` counts the alerts that ever belonged to it. `id` is 0 while it is not stored.
+    """
+
+    id: int
+    run: str
+    state: AlertState  # firing or resolved
+    severity: Severity
+    told_severity: Severity | None
+    rule: str
+    step: int | None
+    tensor: str
+    summary: str
+    opened_by: str
+    opened_at: float
+    changed_at: float  # when an alert last joined
+    resolved_at: float | None
+    n_alerts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Alert:
-    """The life of a finding over time; `fingerprint` is a hash of (rule, run, identity)."""
+    """The life of a finding over time; `fingerprint` is a hash of (rule, run, identity).
+
+    `incident` is what it belongs to since it fired, as that is now; None for a pending one and for an info.
+    """
 
     fingerprint: str
     run: str
@@ -407,6 +438,24 @@ class Alert:
     last_seen_at: float
     n_seen: int  # snapshots or ticks in a row in which the rule hit
     episode: int  # counts how often this fingerprint opened, from 1
+    incident: Incident | None = None
+
+    @property
+    def key(self) -> str:
+        """Return "fingerprint.episode", which names this episode of this alert."""
+        return f"{self.fingerprint}.{self.episode}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gathering:
+    """An incident as one message tells of it: as it was then, with the other alerts that belonged to it.
+
+    `others` are the worst and earliest of them, at most 24; `n_others` counts all.
+    """
+
+    incident: Incident
+    others: tuple[Alert, ...]
+    n_others: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -415,7 +464,8 @@ class Notification:
 
     `reason` is "firing", "resolved" or "repeat". `deduplication_key` is the same for every try of the same message.
     `last_good_step` and `last_good_path` are None when no good checkpoint is known. `first_receipt` is what the
-    receiver calls the first message about this episode, None where there was none or it cannot be changed.
+    receiver calls the first message of this conversation, None where there was none or it cannot be changed. `alert`
+    is what the message is about first; `gathering` is the incident it is part of, None for an alert on its own.
     """
 
     id: int
@@ -430,6 +480,12 @@ class Notification:
     n_attempts: int
     last_error: str | None
     first_receipt: str | None = None
+    gathering: Gathering | None = None
+
+    @property
+    def conversation(self) -> str:
+        """Return what all messages about one incident, or one episode of an alert on its own, have in common."""
+        return self.alert.key if self.gathering is None else self.gathering.incident.opened_by
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

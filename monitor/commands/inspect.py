@@ -96,6 +96,7 @@ def _tensor(tensor: TensorSummary) -> dict[str, Any]:
         "quantiles": dict(tensor.quantiles),
         "tied_to": tensor.tied_to,
         "problem": tensor.problem,
+        "content_hash": tensor.content_hash,
     }
 
 
@@ -113,6 +114,14 @@ def _chosen(found: Measured, sort: SortKey, pattern: str) -> list[TensorSummary]
         SortKey.ZEROS: lambda t: t.n_zero / max(t.n_elements, 1),
     }
     return sorted(tensors, key=values[sort], reverse=True)
+
+
+def _remark(tensor: TensorSummary) -> str:
+    if tensor.n_nonfinite:
+        return f"{tensor.n_nonfinite:,}"
+    if tensor.problem is not None:
+        return tensor.problem + (f", SHA-256 {tensor.content_hash[:12]}..." if tensor.content_hash else "")
+    return f"= {tensor.tied_to}" if tensor.tied_to else ""
 
 
 def _print_table(path: str, found: Measured, tensors: list[TensorSummary]) -> None:
@@ -136,7 +145,7 @@ def _print_table(path: str, found: Measured, tensors: list[TensorSummary]) -> No
             number(t.max),
             number(t.norm_l2),
             f"{100 * t.n_zero / t.n_elements:.1f}%" if t.n_elements else "–",
-            (t.problem or (f"= {t.tied_to}" if t.tied_to else "")) if t.n_nonfinite == 0 else f"{t.n_nonfinite:,}",
+            _remark(t),
         ]
         for t in tensors
     ]

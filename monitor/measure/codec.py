@@ -30,6 +30,8 @@ BINS_MAX = 2 * BINS_PER_SIGN + 1
 QUANTILES_MAX = 64
 _INTEGER_MAX = 2**63 - 1
 _DTYPE_CHARACTERS_MAX = 64
+_HASH_CHARACTERS = 64
+_HEXADECIMAL = frozenset("0123456789abcdef")
 
 _T = TypeVar("_T")
 
@@ -235,6 +237,7 @@ def _tensor_from_json(document: object, where: str) -> TensorSummary:
         sketch=None if sketch is None else _sketch_from_json(sketch, f"{where}.sketch"),
         tied_to=fields.optional("tied_to", lambda name: fields.text(name, empty=False)),
         problem=fields.optional("problem", fields.text),
+        content_hash=fields.optional("content_hash", lambda name: fields.text(name, _HASH_CHARACTERS)),
     )
     _check_tensor(tensor, where)
     return tensor
@@ -246,6 +249,9 @@ def _check_tensor(tensor: TensorSummary, where: str) -> None:
         raise ValueError(f"{where}: n_elements is not the product of the shape")
     if tensor.n_nonfinite + tensor.n_zero > tensor.n_elements:
         raise ValueError(f"{where}: more elements counted than there are")
+    hashed = tensor.content_hash
+    if hashed is not None and (tensor.problem is None or len(hashed) != _HASH_CHARACTERS or set(hashed) - _HEXADECIMAL):
+        raise ValueError(f"{where}.content_hash: expected 64 hexadecimal digits, of a tensor with a problem")
     if (tensor.min is None) != (tensor.max is None):
         raise ValueError(f"{where}: min and max are known together or not at all")
     if tensor.min is not None and tensor.max is not None and tensor.min > tensor.max:

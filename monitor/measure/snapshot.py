@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from monitor.measure.content_hash import content_hash
 from monitor.measure.exact_drift import PairedDrift
 from monitor.measure.measured import Measured, count_parameters
 from monitor.measure.options import MeasureOptions
@@ -40,7 +41,7 @@ def measure_path(
     `on_read` is called with the number of bytes after each read. `reference_path` is an older checkpoint of the same
     run for exact drift; trouble with it is no error, there is then no exact drift. The chunk size is that of the
     options. Raises a ReadError for a file that is not whole, changed meanwhile, or cannot be read; a tensor that alone
-    cannot be read becomes a summary with a `problem` and no statistics.
+    cannot be read becomes a summary with a `problem` and no statistics, and with a hash where its bytes are known.
     """
     limits = dataclasses.replace(limits, chunk_bytes_max=aligned_chunk_bytes(options))
     with (
@@ -177,9 +178,13 @@ def _measure(
     checkpoint: OpenCheckpoint, spec: TensorSpec, position: int, options: MeasureOptions, reference: _Reference
 ) -> tuple[TensorSummary, TensorDrift | None]:
     if spec.problem is not None:
-        return unmeasured(spec, position, spec.problem), None
+        summary = unmeasured(spec, position, spec.problem)
+        if spec.content is None:
+            return summary, None
+        hashed = content_hash(spec.content, aligned_chunk_bytes(options))
+        return dataclasses.replace(summary, content_hash=hashed), None
     try:
-        builder = SummaryBuilder(spec.dtype, spec.n_elements, options)
+        builder = SummaryBuilder(spec.dtype, spec.n_elements, options.for_shape(spec.shape))
     except ValueError as error:
         return unmeasured(spec, position, str(error)), None
     paired = reference.drift_against(spec)

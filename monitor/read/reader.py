@@ -16,6 +16,7 @@ import numpy.typing as npt
 from storage.records import ProblemKind, TensorKind
 
 if TYPE_CHECKING:
+    from monitor.read.access.sources import ByteSource
     from monitor.read.bounded_file import BoundedFile
 
 SNIFF_BYTES_MAX = 4096
@@ -133,7 +134,9 @@ class TensorSpec:
     `dtype` uses NumPy and ml_dtypes spelling. `n_elements` is the product of `shape`. `problem` is None, or says why
     this tensor alone cannot be delivered (then it has no chunks, and the rest of the checkpoint is still measured).
     `tied_to` names an earlier tensor with the very same storage, offset, shape and strides: its chunks are not read
-    again. `key` is the reader's own handle and means nothing to others.
+    again. `key` is the reader's own handle and means nothing to others. `content` gives the bytes, as they are stored,
+    of a tensor with a problem whose elements are known to be there (quantised, packed), so that they can be told apart
+    by their hash; None for all others.
     """
 
     name: str
@@ -144,6 +147,7 @@ class TensorSpec:
     key: object = None
     tied_to: str | None = None
     problem: str | None = None
+    content: ByteSource | None = None
 
 
 @dataclass(frozen=True, slots=True)

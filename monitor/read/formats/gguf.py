@@ -1,7 +1,7 @@
 """GGUF: a header of keys and tensor descriptions, then the tensors, each padded to the alignment.
 
-Own parser of the header; versions 2 and 3, either byte order. Elements of quantised types are sized, not measured. It
-is whole when the file ends where the padding of the last tensor ends.
+Own parser of the header; versions 2 and 3, either byte order. Elements of quantised types are sized and
+hashed, not measured. It is whole when the file ends where the padding of the last tensor ends.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class GgufReader:
     suffixes: ClassVar[tuple[str, ...]] = (".gguf",)
     notes: ClassVar[FormatNotes] = FormatNotes(
         files="`.gguf`",
-        written_by="gguf, llama.cpp; plain types are measured, quantised types only sized",
+        written_by="gguf, llama.cpp; plain types are measured, quantised types sized and hashed",
         optimizer_state="none",
         whole="the file ends where the padding of the last tensor ends",
         not_yet="fewer bytes",
@@ -137,7 +137,7 @@ class GgufReader:
             step=next((step for key in STEP_KEYS if (step := as_step(by_last.get(key))) is not None), None),
             epoch=next((epoch for key in EPOCH_KEYS if (epoch := as_epoch(by_last.get(key))) is not None), None),
             scalars={printable(k, limits.name_characters_max): float(v) for k, v in numbers.items() if isfinite(v)},
-            tensors=tuple(_spec(tensor, names, start) for tensor in tensors),
+            tensors=tuple(_spec(tensor, names, start, file) for tensor in tensors),
             file=file,
             reader=ChunkReader(limits.chunk_bytes_max),
             big_endian=big_endian,
@@ -226,7 +226,7 @@ class _Header:
         dtype, per_block, block_bytes = _BLOCKS[kind]
         if (shape[-1] if shape else 1) % per_block:
             raise CorruptError(f"'{_shown(name)}' has rows that are no whole number of {dtype} blocks")
-        problem = f"quantised ({dtype.upper()}): sized, not measured"
+        problem = f"quantised ({dtype.upper()}): sized and hashed, not measured"
         return _Tensor(text, dtype, shape, offset, n_elements // per_block * block_bytes, problem)
 
 
@@ -255,7 +255,7 @@ def _check_extents(tensors: list[_Tensor], start: int, alignment: int, size_byte
         raise CorruptError(f"{size_bytes - start - place} bytes follow the last tensor")
 
 
-def _spec(tensor: _Tensor, names: UniqueNames, start: int) -> TensorSpec:
+def _spec(tensor: _Tensor, names: UniqueNames, start: int, file: BoundedFile) -> TensorSpec:
     name = names.claim(tensor.name)
     return TensorSpec(
         name=name,
@@ -265,6 +265,7 @@ def _spec(tensor: _Tensor, names: UniqueNames, start: int) -> TensorSpec:
         n_elements=prod(tensor.shape),
         key=start + tensor.offset,
         problem=tensor.problem,
+        content=None if tensor.problem is None else FileSource(file, start + tensor.offset, tensor.n_bytes),
     )
 
 

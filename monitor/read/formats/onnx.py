@@ -34,7 +34,8 @@ class OnnxReader:
         step="a number of a step's name in the model's metadata",
         safety="the protocol buffer is walked in place; nodes are passed over, and nothing of the graph is run",
         limits=(
-            ("values packed within bytes (INT4 and its like), texts, and values in segments are a tensor's `problem`"),
+            "values packed within bytes (INT4 and its like) are hashed, not measured",
+            "texts and values in segments are a tensor's `problem`",
             "sparse initializers are left out",
         ),
         tested_in="tests/monitor/read/formats/test_onnx.py",

@@ -80,7 +80,7 @@ class SafetensorsReader:
         safety=(
             "the header is JSON of at most 100 MB, parsed under a bound of its cost, and every place in it is checked"
         ),
-        limits=("elements packed within bytes (F4, F6) are a tensor's `problem`",),
+        limits=("elements packed within bytes (F4, F6) are hashed, not measured",),
         tested_in="tests/monitor/read/formats/test_safetensors_reader.py",
         tested_with="safetensors",
     )
@@ -120,7 +120,7 @@ class SafetensorsReader:
             step=next((step for key in STEP_KEYS if (step := as_step(numbers.get(key))) is not None), None),
             epoch=next((epoch for key in EPOCH_KEYS if (epoch := as_epoch(numbers.get(key))) is not None), None),
             scalars=scalars,
-            tensors=tuple(_spec(entry, names, data_start) for entry in entries),
+            tensors=tuple(_spec(entry, names, data_start, file) for entry in entries),
             file=file,
             reader=ChunkReader(limits.chunk_bytes_max),
         )
@@ -186,7 +186,7 @@ def _entry(name: str, value: object, limits: ReadLimits) -> _Entry:
     total_bits = prod(shape) * bits
     if total_bits % 8 or total_bits // 8 != end - begin:
         raise CorruptError(f"'{shown}' has {end - begin} bytes, its shape and dtype need {(total_bits + 7) // 8}")
-    problem = None if known else f"elements of dtype {dtype} are packed within bytes; they are not read"
+    problem = None if known else f"elements of dtype {dtype} are packed within bytes; hashed, not measured"
     return _Entry(name, known or dtype.lower(), tuple(shape), begin, end, problem)
 
 
@@ -206,7 +206,7 @@ def _check_extents(entries: list[_Entry], data_start: int, size_bytes: int) -> N
         raise CorruptError(f"{size_bytes - data_start - place} bytes follow the last tensor")
 
 
-def _spec(entry: _Entry, names: UniqueNames, data_start: int) -> TensorSpec:
+def _spec(entry: _Entry, names: UniqueNames, data_start: int, file: BoundedFile) -> TensorSpec:
     name = names.claim(entry.name)
     return TensorSpec(
         name=name,
@@ -216,4 +216,5 @@ def _spec(entry: _Entry, names: UniqueNames, data_start: int) -> TensorSpec:
         n_elements=prod(entry.shape),
         key=data_start + entry.begin,
         problem=entry.problem,
+        content=None if entry.problem is None else FileSource(file, data_start + entry.begin, entry.end - entry.begin),
     )

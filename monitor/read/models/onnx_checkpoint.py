@@ -81,6 +81,7 @@ def open_onnx(file: BoundedFile, limits: ReadLimits, open_external: OpenExternal
                 n_elements=prod(initializer.shape),
                 key=key,
                 problem=problem,
+                content=None if problem is None else _content(initializer, file, opened, open_external),
             )
         )
     return OnnxCheckpoint(
@@ -110,6 +111,25 @@ def _key(
     if initializer.n_bytes != n_bytes:
         raise CorruptError(f"'{shown}' has {initializer.n_bytes} bytes, its shape and dtype need {n_bytes}")
     return FileSource(file, initializer.offset, n_bytes), None
+
+
+def _content(
+    initializer: Initializer, file: BoundedFile, opened: dict[str, BoundedFile | None], open_external: OpenExternal
+) -> FileSource | None:
+    """Return where the bytes of an initializer lie that are not read as values, None where that is not said."""
+    if not initializer.is_raw:
+        return None
+    external = initializer.external
+    if external is None:
+        return FileSource(file, initializer.offset, initializer.n_bytes)
+    if external.location not in opened:
+        opened[external.location] = open_external(external.location)
+    other = opened[external.location]
+    if other is None or external.n_bytes is None:
+        return None
+    if external.offset + external.n_bytes > other.size_bytes:
+        raise IncompleteError(f"'{printable(external.location, _SHOWN)}' is shorter than the model says")
+    return FileSource(other, external.offset, external.n_bytes)
 
 
 def _external_key(

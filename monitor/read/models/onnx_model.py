@@ -45,7 +45,10 @@ class External:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Initializer:
-    """One initializer; values lie at `offset` of this file, as `varints` or as they are, or in another file."""
+    """One initializer; values lie at `offset` of this file, as `varints` or as they are, or in another file.
+
+    `is_raw` says that what has a problem is nevertheless there in one piece, as raw data.
+    """
 
     name: str
     dtype: str
@@ -53,6 +56,7 @@ class Initializer:
     offset: int = 0
     n_bytes: int = 0
     varints: bool = False
+    is_raw: bool = False
     external: External | None = None
     problem: str | None = None
 
@@ -158,7 +162,9 @@ def _initializer(parts: _TensorParts) -> Initializer:
         problem = "values in an old form, in segments or one by one, are not read"
     if parts.is_external:
         external = _external(parts.external, shown)
-        return Initializer(name=parts.name, dtype=dtype, shape=shape, external=external, problem=problem)
+        return Initializer(
+            name=parts.name, dtype=dtype, shape=shape, external=external, problem=problem, is_raw=not parts.is_segment
+        )
     if len(parts.places) > 1 and problem is None:
         raise CorruptError(f"'{shown}' has its values twice")
     if not parts.places:
@@ -166,9 +172,15 @@ def _initializer(parts: _TensorParts) -> Initializer:
             raise CorruptError(f"'{shown}' has no values")
         return Initializer(name=parts.name, dtype=dtype, shape=shape, problem=problem)
     number, offset, n = parts.places[0]
-    varints = number in _VARINT_FIELDS
     return Initializer(
-        name=parts.name, dtype=dtype, shape=shape, offset=offset, n_bytes=n, varints=varints, problem=problem
+        name=parts.name,
+        dtype=dtype,
+        shape=shape,
+        offset=offset,
+        n_bytes=n,
+        varints=number in _VARINT_FIELDS,
+        is_raw=number == _RAW_DATA and len(parts.places) == 1 and not (parts.is_segment or parts.is_unpacked),
+        problem=problem,
     )
 
 

@@ -1,12 +1,19 @@
+import hashlib
+import json
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gguf
 import ml_dtypes
 import numpy as np
 import pytest
 
+from monitor.commands.measuring import compare_files
+from monitor.measure.codec import measured_from_json, measured_to_json
+from monitor.measure.options import MeasureOptions
+from monitor.measure.snapshot import measure_path
 from monitor.read.reader import ReadError, ReadLimits
 from monitor.read.registry import open_path
 from storage.records import ProblemKind
@@ -78,9 +85,49 @@ def test_bfloat16_is_measured_and_quantised_types_are_sized(tmp_path: Path) -> N
     assert (blocks.dtype, blocks.shape, blocks.problem) == (
         "q8_0",
         (8, 64),
-        "quantised (Q8_0): sized, not measured",
+        "quantised (Q8_0): sized and hashed, not measured",
     )
     np.testing.assert_array_equal(whole.values["after"], weights)
+
+
+def _quantised(path: Path, weights: dict[str, np.ndarray[Any, Any]]) -> Path:
+    made = writer(path)
+    for name, values in weights.items():
+        blocks = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q4_0)
+        made.add_tensor(name, blocks, raw_dtype=gguf.GGMLQuantizationType.Q4_0)
+    made.add_tensor("norm", np.ones(4, np.float32))
+    finish(made)
+    return path
+
+
+@pytest.mark.parametrize("chunk_bytes", [1024, 2**20])
+def test_quantised_types_are_hashed_as_the_library_reads_them(chunk_bytes: int, tmp_path: Path) -> None:
+    path = _quantised(tmp_path / "a.gguf", {"blocks": np.random.default_rng(0).standard_normal((64, 256), np.float32)})
+    theirs = {t.name: t.data.tobytes() for t in gguf.GGUFReader(path).tensors}
+    measured = measure_path(str(path), MeasureOptions(chunk_bytes=chunk_bytes))
+    again = measured_from_json(json.loads(json.dumps(measured_to_json(measured))))
+    for tensors in (measured.tensors, again.tensors):
+        blocks, norm = tensors
+        assert blocks.content_hash == hashlib.sha256(theirs["blocks"]).hexdigest()
+        assert (blocks.mean, blocks.norm_l2) == (None, None)
+        assert norm.content_hash is None
+    assert measured.bytes_read >= len(theirs["blocks"])
+
+
+def test_a_changed_block_changes_the_difference_and_the_others_are_the_same(tmp_path: Path) -> None:
+    weights = {n: np.random.default_rng(i).standard_normal((8, 64), np.float32) for i, n in enumerate("ab")}
+    old = _quantised(tmp_path / "old.gguf", weights)
+    same = _quantised(tmp_path / "same.gguf", weights)
+    weights["b"][3, 5] += 4.0
+    new = _quantised(tmp_path / "new.gguf", weights)
+    equal, differing = compare_files(str(old), str(same)), compare_files(str(old), str(new))
+    assert equal.identical
+    assert [(t.name, t.relation.value) for t in differing.tensors] == [
+        ("a", "same"),
+        ("b", "changed"),
+        ("norm", "same"),
+    ]
+    assert differing.tensors[1].note == "q4_0 elements, of which only the hash is known"
 
 
 def test_the_block_sizes_are_those_of_the_library() -> None:

@@ -1,3 +1,4 @@
+import hashlib
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -5,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from monitor.measure.options import MeasureOptions
+from monitor.measure.snapshot import measure_path
 from monitor.read.reader import ReadError
 from monitor.read.registry import open_path
 from storage.records import ProblemKind
@@ -71,6 +74,23 @@ def test_bfloat16_float8_and_packed_types(tmp_path: Path) -> None:
     assert whole.values["eight"].astype(np.float32).tolist() == [1.5, -2.0]
     assert {"four", "text"}.isdisjoint(whole.values)
     assert whole.specs["four"].problem is not None
+    by_name = {tensor.name: tensor for tensor in measure_path(str(path), MeasureOptions()).tensors}
+    assert by_name["four"].content_hash is None  # typed fields are not in one piece
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_packed_types_are_hashed(external: bool, tmp_path: Path) -> None:
+    path, raw = tmp_path / "model.onnx", bytes(range(200))
+    onnx.save(
+        model([helper.make_tensor("four", TensorProto.INT4, [400], raw, raw=True)]),
+        path,
+        save_as_external_data=external,
+        location="model.onnx.data",
+        size_threshold=0,
+    )
+    (four,) = measure_path(str(path), MeasureOptions()).tensors
+    assert four.problem is not None
+    assert four.content_hash == hashlib.sha256(raw).hexdigest()
 
 
 def test_step_and_epoch_come_from_the_metadata(tmp_path: Path) -> None:
