@@ -22,6 +22,7 @@ from alerts import registry as alert_registry
 from alerts.quiet import MaintenanceWindow
 from alerts.rule import RuleSetting
 from monitor.export_config import ExportConfig, secret_problems
+from monitor.web_config import check_web_config
 from storage.records import Severity
 
 ENVIRONMENT_PREFIX = "CKPTWATCH_"
@@ -152,6 +153,7 @@ class ServeConfig(_Section):
     allowed_hosts: tuple[str, ...] = ()
     external_url: str | None = None
     auth: AuthConfig = AuthConfig()
+    web_config: str | None = Field(default=None, min_length=1)
     metrics_detail: Literal["off", "groups", "tensors"] = "groups"
     max_series: int = Field(default=10_000, ge=100, le=1_000_000)
     run_ttl_seconds: float = Field(default=900.0, ge=0)
@@ -481,11 +483,15 @@ def _serve_problems(section: object) -> list[ConfigProblem]:
                 problems.append(ConfigProblem(path=f"serve.auth.{key}", message=str(error)))
     if (serve.auth.username is None) != (serve.auth.password is None):
         problems.append(ConfigProblem(path="serve.auth", message="username and password belong together"))
-    if serve.enabled and not serve.is_loopback and serve.auth.token is None and serve.auth.password is None:
+    web, found = check_web_config(serve.web_config)
+    problems += [ConfigProblem(path="serve.web_config", message=message) for message in found]
+    has_login = serve.auth.token is not None or serve.auth.password is not None or web.is_protected
+    if serve.enabled and not serve.is_loopback and not has_login and not found:
         problems.append(
             ConfigProblem(
                 path="serve.listen",
-                message=f"{serve.listen} can be reached from other machines; set serve.auth.token or a password",
+                message=f"{serve.listen} can be reached from other machines; set serve.auth.token, a password "
+                "or serve.web_config with users",
             )
         )
     return problems

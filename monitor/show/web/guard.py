@@ -11,11 +11,15 @@ import binascii
 import hashlib
 import hmac
 import ipaddress
-from collections.abc import Sequence
+import ssl
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from monitor.show.web.logins import Logins
+from monitor.web_config import WebConfigFile
 
 REQUEST_BYTES_MAX = 8 * 1024  # the whole head of a request
 AUTHORIZATION_CHARACTERS_MAX = 4096
@@ -40,7 +44,7 @@ class WebSettings:
 
     `listen_host` is the address bound; `allowed_hosts` are further names under which it may be asked, without port
     ("*" turns the check off). `token` or (`username`, `password`) protect every route but the probes; None is open.
-    `refresh_seconds` is how often the page asks again, 0 never.
+    `refresh_seconds` is how often the page asks again, 0 never. `web_config` adds TLS, users and headers.
     """
 
     listen_host: str = "127.0.0.1"
@@ -49,10 +53,32 @@ class WebSettings:
     username: str | None = None
     password: str | None = field(default=None, repr=False)
     refresh_seconds: int = 5
+    web_config: WebConfigFile | None = None
 
     @property
     def is_protected(self) -> bool:
-        """Say whether a request needs a token or a password."""
+        """Say whether a request needs a token, a password or a client's certificate."""
+        if self.web_config is not None and self.web_config.current().config.is_protected:
+            return True
+        return self.has_credentials
+
+    @property
+    def tls(self) -> Callable[[], ssl.SSLContext] | None:
+        """Return what gives the context of a new connection, None where plain HTTP is spoken."""
+        file = self.web_config
+        if file is None or not file.has_tls:
+            return None
+
+        def newest() -> ssl.SSLContext:
+            context = file.current().context
+            assert context is not None
+            return context
+
+        return newest
+
+    @property
+    def has_credentials(self) -> bool:
+        """Say whether there is a token or a password of our own."""
         return self.token is not None or self.password is not None
 
 
@@ -65,26 +91,40 @@ class Refusal:
     headers: tuple[tuple[str, str], ...] = ()
 
 
+LOGIN_WANTED = Refusal(
+    status=401,
+    reason="log in with the configured user and password, or send the token as a Bearer token",
+    headers=(("www-authenticate", 'Basic realm="ckptwatch", charset="UTF-8"'),),
+)
+
+
 class Guard:
     """Wrap an ASGI app: refuse what is not a permitted read, and add the security headers to every answer."""
 
     def __init__(self, app: ASGIApp, settings: WebSettings) -> None:
         self._app = app
         self._settings = settings
+        self._logins = Logins()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; websockets and lifespan events are not used and ignored."""
         if scope["type"] != "http":
             return
 
+        configured = None if self._settings.web_config is None else self._settings.web_config.current().config
+
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers.update(SECURITY_HEADERS)
+                if configured is not None:
+                    headers.update(configured.http_server_config.headers)
                 headers.setdefault("Cache-Control", "no-store")
             await send(message)
 
         refusal = refuse(scope["method"], scope["path"], scope["headers"], self._settings)
+        if configured is not None and configured.basic_auth_users:
+            refusal = await self._refuse_strangers(refusal, scope, configured.basic_auth_users)
         if refusal is None:
             await self._app(scope, receive, send_with_headers)
             return
@@ -99,6 +139,16 @@ class Guard:
         )
         await send_with_headers({"type": "http.response.body", "body": body})
 
+    async def _refuse_strangers(
+        self, refusal: Refusal | None, scope: Scope, users: Mapping[str, str]
+    ) -> Refusal | None:
+        """Judge a request anew where users are known: one of them is as good as the token, and nobody else passes."""
+        has_passed = refusal is None and (self._settings.has_credentials or scope["path"] in PROBE_PATHS)
+        if has_passed or (refusal is not None and refusal.status != 401):
+            return refusal
+        given = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
+        return None if len(given) == 1 and await self._logins.fit(given[0], users) else LOGIN_WANTED
+
 
 def refuse(method: str, path: str, headers: Sequence[tuple[bytes, bytes]], settings: WebSettings) -> Refusal | None:
     """Return why a request must not be answered, None when it may; header names are lower case."""
@@ -112,14 +162,10 @@ def refuse(method: str, path: str, headers: Sequence[tuple[bytes, bytes]], setti
         return Refusal(status=403, reason="this Host is not served here; add it to serve.allowed_hosts")
     if method not in {"GET", "HEAD"}:
         return Refusal(status=405, reason="only GET and HEAD are answered", headers=(("allow", "GET, HEAD"),))
-    if settings.is_protected and path not in PROBE_PATHS:
+    if settings.has_credentials and path not in PROBE_PATHS:
         given = [value.decode("latin-1") for name, value in headers if name == b"authorization"]
         if len(given) != 1 or not credentials_match(given[0], settings):
-            return Refusal(
-                status=401,
-                reason="log in with the configured user and password, or send the token as a Bearer token",
-                headers=(("www-authenticate", 'Basic realm="ckptwatch", charset="UTF-8"'),),
-            )
+            return LOGIN_WANTED
     return None
 
 

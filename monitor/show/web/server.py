@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import ipaddress
 import logging
 import socket
+import ssl
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Self
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -48,9 +51,12 @@ class ServeError(Exception):
 
 
 class ServerHandle:
-    """A running server; `port` is the real one where 0 was asked for."""
+    """A running server; `port` is the real one where 0 was asked for, `scheme` http or https."""
 
-    def __init__(self, server: uvicorn.Server, thread: threading.Thread, host: str, port: int) -> None:
+    def __init__(
+        self, server: uvicorn.Server, thread: threading.Thread, host: str, port: int, scheme: str = "http"
+    ) -> None:
+        self._scheme = scheme
         self._server = server
         self._thread = thread
         self.host = host
@@ -63,7 +69,7 @@ class ServerHandle:
         host = self.host
         if address is not None and address.is_unspecified:
             host = "127.0.0.1" if address.version == 4 else "::1"
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        return f"{self._scheme}://[{host}]:{self.port}" if ":" in host else f"{self._scheme}://{host}:{self.port}"
 
     def stop(self) -> None:
         """Stop serving: let running answers end, close what is left after STOP_SECONDS_MAX. May be called twice."""
@@ -74,8 +80,13 @@ class ServerHandle:
             self._thread.join(STOP_SECONDS_MAX)
 
 
-def serve_in_thread(app: ASGIApp, host: str, port: int) -> ServerHandle:
-    """Bind `host`:`port` (0 takes a free port) and serve `app` until `stop`; raise ServeError when it cannot."""
+def serve_in_thread(
+    app: ASGIApp, host: str, port: int, *, tls: Callable[[], ssl.SSLContext] | None = None
+) -> ServerHandle:
+    """Bind `host`:`port` (0 takes a free port) and serve `app` until `stop`; raise ServeError when it cannot.
+
+    With `tls` HTTPS is spoken; it is asked for the context of every new connection, so that certificates can change.
+    """
     listener = _bind(host, port)
     logging.getLogger("uvicorn.error").addFilter(_is_worth_logging)
     config = uvicorn.Config(
@@ -93,8 +104,11 @@ def serve_in_thread(app: ASGIApp, host: str, port: int) -> ServerHandle:
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=int(STOP_SECONDS_MAX),
     )
+    config.load()
+    if tls is not None:
+        config.ssl = _ChangingContext(tls)
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, args=([listener],), name="ckptwatch-web", daemon=True)
+    thread = threading.Thread(target=_run, args=(server, listener), name="ckptwatch-web", daemon=True)
     thread.start()
     deadline = time.monotonic() + START_SECONDS_MAX
     while not server.started:
@@ -103,7 +117,35 @@ def serve_in_thread(app: ASGIApp, host: str, port: int) -> ServerHandle:
             listener.close()
             raise ServeError("failed", f"the web server did not start on {host} port {port}; see the log")
         time.sleep(0.005)
-    return ServerHandle(server, thread, host, int(listener.getsockname()[1]))
+    scheme = "http" if tls is None else "https"
+    return ServerHandle(server, thread, host, int(listener.getsockname()[1]), scheme)
+
+
+def _run(server: uvicorn.Server, listener: socket.socket) -> None:
+    asyncio.run(_serve(server, listener))
+
+
+async def _serve(server: uvicorn.Server, listener: socket.socket) -> None:
+    if server.config.ssl is not None:
+        # uvicorn passes no limit on, and asyncio's own would let a silent client hold a descriptor for a minute.
+        loop = asyncio.get_running_loop()
+        limited = functools.partial(loop.create_server, ssl_handshake_timeout=REQUEST_SECONDS_MAX)
+        loop.create_server = limited  # type: ignore[method-assign]
+    await server.serve([listener])
+
+
+class _ChangingContext(ssl.SSLContext):
+    """A context that makes every connection from the newest one; its own settings are never used."""
+
+    _newest: Callable[[], ssl.SSLContext]
+
+    def __new__(cls, newest: Callable[[], ssl.SSLContext]) -> Self:
+        made = super().__new__(cls, ssl.PROTOCOL_TLS_SERVER)
+        made._newest = newest
+        return made
+
+    def wrap_bio(self, *arguments: Any, **named: Any) -> ssl.SSLObject:
+        return self._newest().wrap_bio(*arguments, **named)
 
 
 def _bind(host: str, port: int) -> socket.socket:
