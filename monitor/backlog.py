@@ -13,6 +13,7 @@ from monitor.pipeline import InFlight, Pipeline, Recorded
 from monitor.watch.scanner import Scanner, ScanProblem
 from monitor.watch.settle import Broken, Settled, Tracker
 from storage.errors import DatabaseError
+from storage.failpoints import reach
 from storage.records import Checkpoint, Problem
 
 _PARKED_MAX = 64  # how many checkpoints of busy runs are passed over in search of a run that a free worker can take
@@ -97,12 +98,14 @@ class Backlog:
         if checkpoint.run in self._flights:
             self._parked.setdefault(checkpoint.run, deque()).append(checkpoint)
             return
+        reach("backlog.settled")
         try:
             flight = self._pipeline.submit(checkpoint)
         except DatabaseError:
             self._tracker.release(checkpoint, now)
             raise
         self._flights[checkpoint.run] = flight
+        reach("backlog.submitted")
         flight.future.add_done_callback(lambda _: self._wake())
 
     def _collect(self, now: float) -> Iterator[Recorded | Retried]:

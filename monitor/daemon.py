@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 from apscheduler.schedulers.background import BackgroundScheduler
@@ -46,32 +47,51 @@ from monitor.stored_views import StoredViews
 from monitor.watch.events import EventHints
 from storage import queries, telling, writer
 from storage.database import Database, open_database
-from storage.errors import DatabaseError
+from storage.errors import CorruptDatabaseError, DatabaseError, DatabaseReplacedError
+from storage.failpoints import reach
 from storage.records import RunSummary
+from storage.recovery import Recording, newest_set_aside, open_for_recording
 from storage.retention import thin_sketches
 
 TICK_SECONDS = 15.0
 THIN_SECONDS = 600.0  # how often old sketches are looked for
 WAIT_SECONDS_MAX = 5.0
-DATABASE_PAUSE_SECONDS = (1.0, 30.0)  # first and longest pause while the database cannot be written
+DATABASE_PAUSE_SECONDS = (1.0, 15.0)  # first and longest pause while the database cannot be written
 
 log = logging.getLogger(__name__)
 
 
+class Ending(StrEnum):
+    """Why `Daemon.run` returned."""
+
+    STOPPED = "stopped"
+    DONE = "done"  # everything that was found is stored
+    INTERRUPTED = "interrupted"  # it may be called again
+    REPLACED = "replaced"  # the database's file was removed or replaced: a new daemon has to open it
+    DAMAGED = "damaged"  # the database is damaged: a new daemon has to set it aside
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DaemonOptions:
-    """What a caller may choose beside the configuration: `scan` neither serves nor notifies, and watches no events."""
+    """What a caller may choose beside the configuration: `scan` neither serves nor notifies, and watches no events.
+
+    `records_alone` lets no other such daemon use the database, and sets a damaged one aside; `is_damaged` says that
+    it is.
+    """
 
     serves: bool = True
     notifies: bool = True
     hints: bool = True
+    records_alone: bool = True
+    is_damaged: bool = False
     incomplete_timeout_seconds: float | None = None
 
 
 class Daemon:
     """A running ckptwatch. Build it, `start`, then `run` in one thread until `stop` is called from anywhere.
 
-    `on_event` is told about every recorded or retried checkpoint, from the loop's thread.
+    `on_event` is told about every recorded or retried checkpoint, `on_progress` whenever work went on, both from the
+    loop's thread.
     """
 
     def __init__(
@@ -80,15 +100,18 @@ class Daemon:
         *,
         options: DaemonOptions | None = None,
         on_event: Callable[[Recorded | Retried], None] = lambda _: None,
+        on_progress: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Build every part; raises ConfigError, DatabaseError or ValueError, and leaves nothing open then."""
         self.config = config
         self._options = options or DaemonOptions()
         self._on_event = on_event
+        self._on_progress = on_progress
         self._clock = clock
         self._wake = threading.Event()
         self._stopping = threading.Event()
+        self._is_stopped = False  # for good
         self._scan_asked = threading.Event()
         self._tick_asked = threading.Event()
         self._hinted: set[str] = set()
@@ -105,7 +128,15 @@ class Daemon:
             rules=[s.name for s in settings.rules],
             exporters=config.export.names if self._options.serves else (),
         )
-        self.database: Database = open_database(config.storage.url or default_database_url())
+        url = config.storage.url or default_database_url()
+        self._recording: Recording | None = None
+        if self._options.records_alone:
+            self._recording = open_for_recording(url, now=clock(), is_damaged=self._options.is_damaged)
+            self.telemetry.database_set_aside.set(newest_set_aside(url) or 0.0)
+            self.database: Database = self._recording.database
+        else:
+            self.database = open_database(url)
+        reach("start.opened")
         self._pool = WorkerPool(pool_options(config))
         self._engine = Engine(settings, clock=clock, exists=is_still_there)
         self._severity_told_min = min((route.severity_min for route in settings.routes), default=None)
@@ -154,6 +185,7 @@ class Daemon:
         self._thinned_at = 0.0
         self._thinned: dict[str, int] = {}  # how many snapshots a run had when its sketches were thinned
         self._known_events = 0
+        self._known_overflows = 0
         self.telemetry.watch_backlog(self._oldest_seconds)
         self._collect_storage({s.name: s.severity or s.rule.severity for s in settings.rules})
 
@@ -166,10 +198,9 @@ class Daemon:
         """Serve the page, begin to deliver and to listen for events; raises ServeError when the port cannot be had."""
         serve = self.config.serve
         if self._options.serves and serve.enabled:
-            app = create_app(
-                web_settings(self.config), self.views.sources(), self.registry, self._readiness, self._clock
-            )
-            self._server = serve_in_thread(app, serve.host, serve.port)
+            settings = web_settings(self.config)
+            app = create_app(settings, self.views.sources(), self.registry, self._readiness, self._clock)
+            self._server = serve_in_thread(app, serve.host, serve.port, tls=settings.tls)
             log.info("serving the page and /metrics on %s", self._server.url)
         self._pusher.start()
         if self._options.notifies:
@@ -190,9 +221,10 @@ class Daemon:
                 self._ask, "interval", seconds=seconds, args=[asked], id=name, misfire_grace_time=None
             )
         self._scheduler.start()
+        reach("start.started")
 
-    def run(self, *, until_done: bool = False) -> None:
-        """Work until `stop` is called; with `until_done` return as soon as everything that was found is stored."""
+    def run(self, *, until_done: bool = False) -> Ending:
+        """Work until there is a reason to end; with `until_done` one is that everything that was found is stored."""
         self._scan_asked.set()
         self._tick_asked.set()
         while not self._stopping.is_set():
@@ -200,8 +232,17 @@ class Daemon:
             try:
                 self._turn()
                 self._database_pause = 0.0
+                self.telemetry.database_writable.set(1)
+                self._on_progress()
+            except (CorruptDatabaseError, DatabaseReplacedError) as error:
+                self._note(error)
+                if self._recording is None:
+                    self._pause()
+                    continue
+                return Ending.DAMAGED if isinstance(error, CorruptDatabaseError) else Ending.REPLACED
             except DatabaseError as error:
-                self._pause_for(error)
+                self._note(error)
+                self._pause()
                 continue
             except Exception:  # the supervisor of the loop: one bad turn must not end the watch
                 log.exception("an unexpected error in the daemon's loop; going on")
@@ -210,17 +251,28 @@ class Daemon:
                 continue
             self._is_ready = True
             if until_done and self.backlog.n_pending == 0:
-                return
+                return Ending.DONE
             self._wake.wait(self._wait_seconds())
+        if self._is_stopped:
+            return Ending.STOPPED
+        self._stopping.clear()
+        return Ending.INTERRUPTED
 
     def stop(self) -> None:
-        """Ask `run` to return; safe in a signal handler and from any thread."""
+        """Ask `run` to return for good; safe in a signal handler and from any thread."""
+        self._is_stopped = True
+        self._stopping.set()
+        self._wake.set()
+
+    def interrupt(self) -> None:
+        """Ask `run` to return, so that it may be called again; safe in a signal handler and from any thread."""
         self._stopping.set()
         self._wake.set()
 
     def close(self) -> None:
         """Take everything down, within about ten seconds."""
-        self._stopping.set()
+        self.stop()
+        reach("close.begin")
         if self._scheduler is not None:
             self._scheduler.shutdown(wait=False)
         if self._hints is not None:
@@ -231,6 +283,9 @@ class Daemon:
         self._pusher.stop(3.0)
         if self._server is not None:
             self._server.stop()
+        reach("close.database")
+        if self._recording is not None:
+            self._recording.close()
         self.database.close()
 
     def _turn(self) -> None:
@@ -238,6 +293,9 @@ class Daemon:
         self._scan(now)
         for event in self.backlog.advance(now):
             self._account(event)
+            self._on_progress()
+            if self._stopping.is_set():
+                return
         if self._tick_asked.is_set():
             self._tick_asked.clear()
             self._tick(now)
@@ -253,8 +311,10 @@ class Daemon:
                 for state in self._hints.refresh():
                     log.warning("%s: %s", state.root, state.reason or "events arrive again")
         for root in asked:
+            reach("scan.begin")
             with self.telemetry.scan_seconds.time():
                 problems = self.backlog.scan(now, root)
+            reach("scan.done")
             self.telemetry.scan_failures.inc(len(problems))
             for problem in problems[:10]:
                 log.warning("cannot look at %s: %s", problem.path, problem.problem.message)
@@ -265,6 +325,7 @@ class Daemon:
         A run that has ended is asked once more when that is noticed, and then as long as a silence holds back what
         somebody is still to be told.
         """
+        reach("tick.begin")
         with self.database.read() as session:
             runs = queries.runs(session)
             untold = self._runs_with_untold_alerts(session)
@@ -283,12 +344,15 @@ class Daemon:
         if now - self._thinned_at >= THIN_SECONDS or now < self._thinned_at:
             self._thinned_at = now
             self._thin_sketches(runs)
+        reach("tick.done")
         counts = self._pool.counts
         self.telemetry.worker_crashes.inc(counts.n_crashes + counts.n_timeouts - self._known_crashes)
         self._known_crashes = counts.n_crashes + counts.n_timeouts
         if self._hints is not None:
             self.telemetry.events.inc(self._hints.counts.n_events - self._known_events)
             self._known_events = self._hints.counts.n_events
+            self.telemetry.event_overflows.inc(self._hints.counts.n_overflows - self._known_overflows)
+            self._known_overflows = self._hints.counts.n_overflows
 
     def _runs_with_untold_alerts(self, session: Any) -> frozenset[str]:
         if self._severity_told_min is None:
@@ -296,12 +360,14 @@ class Daemon:
         return telling.runs_with_untold_alerts(session, severity_min=self._severity_told_min)
 
     def _thin_sketches(self, runs: Sequence[RunSummary]) -> None:
+        reach("retention.begin")
         n_recent = self.config.storage.sketches_recent
         for run in runs:
             if run.n_snapshots > n_recent and self._thinned.get(run.run) != run.n_snapshots:
                 with self.database.write() as session:
                     thin_sketches(session, run.run, n_recent=n_recent)
                 self._thinned[run.run] = run.n_snapshots
+        reach("retention.done")
 
     def _account(self, event: Recorded | Retried) -> None:
         """Count, log and pass on what happened to one checkpoint."""
@@ -337,12 +403,18 @@ class Daemon:
     def _delivered(self, result: DeliveryResult) -> None:
         self.telemetry.count_notification(result.notifier, delivered=result.error is None, now=result.at)
 
-    def _pause_for(self, error: DatabaseError) -> None:
+    def _note(self, error: DatabaseError) -> None:
+        """Say that the database cannot be used, wherever somebody may look."""
+        log.error("%s", error)
+        self._on_progress()  # waiting for room or for a lock is no reason to be ended
+        self._is_ready = False
+        self.telemetry.database_writable.set(0)
+        self.telemetry.database_errors.inc()
+
+    def _pause(self) -> None:
         first, longest = DATABASE_PAUSE_SECONDS
         self._database_pause = min(max(first, self._database_pause * 2), longest)
-        log.error("%s; trying again in %.0f s", error, self._database_pause)
-        self._is_ready = False
-        self.telemetry.supervisor_errors.inc()
+        log.info("trying the database again in %.0f s", self._database_pause)
         self._stopping.wait(self._database_pause)
 
     def _wait_seconds(self) -> float:

@@ -26,6 +26,7 @@ from monitor.watch.runs import next_attempt, signature
 from monitor.watch.scanner import stat_file
 from storage import queries
 from storage.database import Database
+from storage.failpoints import reach
 from storage.records import Checkpoint, FileStat, Problem, ProblemKind, Snapshot, SnapshotStatus, StoredSnapshot
 
 
@@ -95,6 +96,7 @@ class Pipeline:
             )
         if not _is_unchanged(checkpoint):
             return Problem(kind=ProblemKind.CHANGED, message="the file was rewritten while it was read")
+        reach("pipeline.measured")
         step = measured.step if measured.step is not None else checkpoint.step
         with self.database.read() as session:
             attempt = next_attempt(
@@ -120,7 +122,8 @@ class Pipeline:
             measured_at=self.clock(),
             duration_seconds=self.monotonic() - flight.submitted_at,
         )
-        return Recorded(snapshot=snapshot, outcome=self.engine.record(self.database, snapshot))
+        reach("pipeline.assembled")
+        return self._record(snapshot)
 
     def store_failure(self, checkpoint: Checkpoint, problem: Problem) -> Recorded:
         """Store that a checkpoint cannot be measured, and why."""
@@ -129,7 +132,13 @@ class Pipeline:
                 queries.newest(session, checkpoint.run), checkpoint.step, checkpoint.written_at, path=checkpoint.path
             )
         snapshot = failed(checkpoint, problem, attempt, measured_at=self.clock(), duration_seconds=0.0)
-        return Recorded(snapshot=snapshot, outcome=self.engine.record(self.database, snapshot))
+        reach("failure.store")
+        return self._record(snapshot)
+
+    def _record(self, snapshot: Snapshot) -> Recorded:
+        outcome = self.engine.record(self.database, snapshot)
+        reach("record.done")
+        return Recorded(snapshot=snapshot, outcome=outcome)
 
     def _file_to_compare(self, checkpoint: Checkpoint) -> StoredSnapshot | None:
         """Return the earlier snapshot whose file is still there, unchanged and small enough to be read again."""

@@ -26,7 +26,7 @@ from storage.errors import (
     ERROR_CLASSES,
     DatabaseError,
     DatabaseErrorKind,
-    DatabaseUnreachableError,
+    DatabaseReplacedError,
     ForeignDatabaseError,
     MigrationError,
     NewerSchemaError,
@@ -35,6 +35,7 @@ from storage.errors import (
     make_error,
     translate,
 )
+from storage.failpoints import reach
 from storage.models import Base
 
 MIGRATION_TIMEOUT_SECONDS: Final = 3600.0
@@ -55,6 +56,7 @@ class Database:
         self._engine = engine
         self._path = path
         self._inode = None if path is None else _inode(path)
+        self._log_inode: tuple[int, int] | None = None  # of the write-ahead log, once it was seen
         if path is None:
             self._reading = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         else:
@@ -94,7 +96,10 @@ class Database:
             self._check_in_place()
             with Session(self._writing, autoflush=False, expire_on_commit=False) as session, session.begin():
                 session.connection()
+                reach("write.begin")
                 yield session
+                reach("write.commit")
+            reach("write.committed")
         except (SQLAlchemyError, sqlite3.Error) as error:
             raise translate(error, self.url) from error
         finally:
@@ -103,10 +108,19 @@ class Database:
 
     def _check_in_place(self) -> None:
         # SQLite goes on writing into a file that was deleted or replaced, and all of it would be lost without a word.
-        if self._path is not None and _inode(self._path) != self._inode:
-            raise DatabaseUnreachableError(
+        if self._path is None:
+            return
+        if _inode(self._path) != self._inode:
+            raise DatabaseReplacedError(
                 f"database {self.url}: the file was removed or replaced while it was open; open it again"
             )
+        found = _inode(Path(f"{self._path}-wal"))
+        if self._log_inode is not None and found != self._log_inode:
+            self._log_inode = None
+            raise DatabaseReplacedError(
+                f"database {self.url}: its -wal file was removed or replaced while it was open; open it again"
+            )
+        self._log_inode = found
 
     def quick_check(self) -> tuple[str, ...]:
         """Return what SQLite finds wrong with the file, at most ten lines; empty when sound or not SQLite."""
@@ -270,6 +284,7 @@ def _revision(connection: Connection, where: str) -> str | None:
 
 
 def _create(connection: Connection) -> None:
+    reach("create.begin")
     # A new database gets the newest schema at once, with no need of Alembic; tests hold it equal to the revisions.
     Base.metadata.create_all(connection, checkfirst=False)
     connection.execute(
@@ -279,6 +294,7 @@ def _create(connection: Connection) -> None:
         )
     )
     connection.execute(text("INSERT INTO alembic_version VALUES (:head)"), {"head": migrations.HEAD})
+    reach("create.commit")
 
 
 def _migrate(address: URL, where: str) -> None:

@@ -41,6 +41,7 @@ class DatabaseError(Exception):
     ├── NewerSchemaError          written by a newer release
     ├── ForeignDatabaseError      a database of another program
     ├── DatabaseUnreachableError  cannot be opened or the connection is lost
+    │   └── DatabaseReplacedError the file is no longer the one that was opened
     ├── ReadOnlyDatabaseError     may not be written
     ├── DatabaseConflictError     a rule of the schema was broken
     ├── UnsupportedDatabaseError  an address or driver that cannot be used
@@ -84,6 +85,10 @@ class DatabaseUnreachableError(DatabaseError):
     """The database cannot be opened, or the connection to it is lost."""
 
     kind = DatabaseErrorKind.UNREACHABLE
+
+
+class DatabaseReplacedError(DatabaseUnreachableError):
+    """The file, or its log, was removed or replaced while it was open; open it again."""
 
 
 class ReadOnlyDatabaseError(DatabaseError):

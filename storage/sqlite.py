@@ -12,6 +12,8 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final
 
+from storage.failpoints import reach
+
 BUSY_TIMEOUT_SECONDS: Final = 10.0
 JOURNAL_BYTES_MAX: Final = 64 * 2**20
 COMPANION_SUFFIXES: Final = ("-wal", "-shm", "-journal")
@@ -121,8 +123,11 @@ def move_aside(path: Path, suffix: str) -> Path:
     Return the new path of the database. The companions go with it, since the log may hold what the file does not.
     """
     target = path.with_name(path.name + suffix)
+    reach("aside.begin")
     for companion in COMPANION_SUFFIXES:
         with suppress(FileNotFoundError):
             os.rename(str(path) + companion, str(target) + companion)
+    reach("aside.companions")
     os.rename(path, target)
+    reach("aside.done")
     return target

@@ -74,7 +74,11 @@ def scan(
         daemon = Daemon(
             settings,
             options=DaemonOptions(
-                serves=False, notifies=False, hints=False, incomplete_timeout_seconds=INCOMPLETE_TIMEOUT_SECONDS
+                serves=False,
+                notifies=False,
+                hints=False,
+                records_alone=False,
+                incomplete_timeout_seconds=INCOMPLETE_TIMEOUT_SECONDS,
             ),
             on_event=on_event,
         )

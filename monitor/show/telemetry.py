@@ -61,6 +61,20 @@ class Telemetry:
             "ckptwatch_scan_failures", "Files or directories that a scan could not look at.", registry=registry
         )
         self.events = Counter("ckptwatch_events", "File system events received as hints.", registry=registry)
+        self.event_overflows = Counter(
+            "ckptwatch_event_overflows", "Times that events were lost and a scan took their place.", registry=registry
+        )
+        self.database_writable = Gauge(
+            "ckptwatch_database_writable", "1 when the last use of the database worked, else 0.", registry=registry
+        )
+        self.database_errors = Counter(
+            "ckptwatch_database_errors", "Times that the database could not be used.", registry=registry
+        )
+        self.database_set_aside = Gauge(
+            "ckptwatch_database_set_aside_timestamp_seconds",
+            "Unix time when a damaged database was last set aside, 0 when none lies beside the present one.",
+            registry=registry,
+        )
         self.worker_crashes = Counter("ckptwatch_worker_crashes", "Measuring processes that died.", registry=registry)
         self.rule_errors = Counter(
             "ckptwatch_rule_errors", "Rules that failed with an unexpected error.", ["rule"], registry=registry

@@ -24,6 +24,7 @@ from sqlalchemy.pool import NullPool
 
 from storage import sqlite
 from storage.errors import DatabaseError, MigrationError, NewerSchemaError, display_url, translate
+from storage.failpoints import reach
 
 LOCK_TIMEOUT_SECONDS: Final = 600.0  # another process may be migrating a large database
 EXIT_FAILED: Final = 4
@@ -62,10 +63,14 @@ def upgrade(url: URL, *, scripts: str = SCRIPTS, target: str = "head") -> str | 
                 return before
             if before is not None and url.database and url.get_backend_name() == "sqlite":
                 path = Path(url.database)
+                reach("migrate.begin")
                 sqlite.back_up(path, path.with_name(f"{path.name}.backup-{before}"))
+                reach("migrate.backed_up")
             command.upgrade(configuration(connection, scripts), target)
             _check_references(connection, where)
+            reach("migrate.commit")
             connection.commit()
+            reach("migrate.committed")
             return before
     except (SQLAlchemyError, sqlite3.Error) as error:
         raise translate(error, where) from error
