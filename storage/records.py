@@ -131,10 +131,11 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sketch:
-    """A linear sketch of a tensor, from which drift to any other snapshot can be estimated.
+    """A linear sketch of a tensor or of all parameters, from which drift to any other snapshot can be estimated.
 
     `kind` "raw": `values` holds the elements themselves (n_elements <= n_buckets); "sketch": y[i mod k] += s_i * x_i
-    with k = n_buckets prime and signs from a counter-based hash of (seed, i). `values` are little-endian bytes of
+    with k = n_buckets prime and signs from a counter-based hash of (seed, i); "weights": the sketches of all parameters
+    folded once more, `seed` a hash of which parameters these are. `values` are little-endian bytes of
     dtype `dtype` ("float32" or "float64"). Non-finite elements count as zero in it; see TensorSummary.n_nonfinite.
     """
 
@@ -257,7 +258,8 @@ class Snapshot:
     tensors (step, learning rate, betas ...), by dotted path. `weight_norm` is the L2 norm over all finite parameter
     elements; `update_ratio` is |W - W0| / |W0| / steps elapsed over all parameters that both snapshots hold, None
     without a reference. `first_bad_tensor` is the first tensor, in the checkpoint's order, that holds a non-finite
-    element. A `failed` snapshot has a problem and no tensors.
+    element. `weights` is one sketch of all parameters, None where one of them is not finite or was not measured. A
+    `failed` snapshot has a problem and no tensors.
     """
 
     checkpoint: Checkpoint
@@ -278,6 +280,7 @@ class Snapshot:
     bytes_read: int
     duration_seconds: float
     measured_at: float
+    weights: Sketch | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,10 +13,14 @@ from dataclasses import dataclass, field
 from monitor.measure.drift import finite_or_none, sketch_drift, update_ratio
 from monitor.measure.measured import Measured
 from monitor.measure.optimizer import gradient_estimate
+from monitor.measure.sketch import comparable
+from monitor.measure.trajectory import update_cosine
+from monitor.measure.weight_sketch import weight_sketch
 from storage.records import (
     Checkpoint,
     GradientEstimate,
     Problem,
+    Sketch,
     Snapshot,
     SnapshotStatus,
     StoredSnapshot,
@@ -25,14 +29,22 @@ from storage.records import (
     TensorSummary,
 )
 
+UPDATE_COSINE_SCALAR = "path.update_cosine"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
-    """The snapshot that drift is measured against; `tensors` with their sketches."""
+    """The snapshot that drift is measured against; `tensors` with their sketches.
+
+    `weights` is the sketch of all its parameters, `weights_before` that of the snapshot it was compared with itself;
+    None where there is none.
+    """
 
     snapshot: StoredSnapshot
     tensors: tuple[TensorSummary, ...]
     scalars: Mapping[str, float] = field(default_factory=dict)
+    weights: Sketch | None = None
+    weights_before: Sketch | None = None
 
 
 def assemble(
@@ -46,7 +58,8 @@ def assemble(
 ) -> Snapshot:
     """Build the snapshot of a checkpoint that was measured; drifts are sketched where no exact one was taken.
 
-    The content's own step and epoch win over those of the path. Times are Unix seconds.
+    The content's own step and epoch win over those of the path. Times are Unix seconds. To the scalars comes
+    UPDATE_COSINE_SCALAR, the cosine of this update with the one before, where both are known and no mere rounding.
     """
     step = measured.step if measured.step is not None else checkpoint.step
     epoch = measured.epoch if measured.epoch is not None else checkpoint.epoch
@@ -56,13 +69,14 @@ def assemble(
     if reference is not None and step is not None and reference_step is not None:
         ratio = update_ratio(drifts, {t.name: t for t in reference.tensors}, step - reference_step)
     bad = [t for t in measured.tensors if t.n_nonfinite > 0]
+    weights = weight_sketch(measured.tensors)
     return Snapshot(
         checkpoint=dataclasses.replace(checkpoint, format=measured.format, step=step, epoch=epoch),
         status=SnapshotStatus.COMPLETE,
         problem=None,
         tensors=measured.tensors,
         drifts=drifts,
-        scalars=measured.scalars,
+        scalars={**_path_scalars(weights, reference), **measured.scalars},
         attempt=attempt,
         n_tensors=len(measured.tensors),
         n_parameters=measured.n_parameters,
@@ -81,7 +95,18 @@ def assemble(
         bytes_read=measured.bytes_read,
         measured_at=measured_at,
         duration_seconds=duration_seconds,
+        weights=weights,
     )
+
+
+def _path_scalars(weights: Sketch | None, reference: Reference | None) -> dict[str, float]:
+    """Return how the update to these weights lies to the one before; empty where that is not known."""
+    if weights is None or reference is None or reference.weights is None or reference.weights_before is None:
+        return {}
+    if not (comparable(weights, reference.weights) and comparable(weights, reference.weights_before)):
+        return {}
+    cosine = update_cosine(reference.weights_before, reference.weights, weights)
+    return {} if cosine is None else {UPDATE_COSINE_SCALAR: cosine}
 
 
 def _logged_gradient(scalars: Mapping[str, float], step: int | None, after: int | None) -> GradientEstimate | None:

@@ -8,8 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from monitor.measure.assemble import Reference, assemble, failed
+from monitor.measure.assemble import UPDATE_COSINE_SCALAR, Reference, assemble, failed
 from monitor.measure.measured import Measured, count_parameters
+from monitor.measure.weight_sketch import weight_sketch
 from storage.records import (
     Checkpoint,
     FileStat,
@@ -155,3 +156,28 @@ def test_what_the_daemon_imports_brings_in_no_compiler() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_snapshot_says_how_its_update_lies_to_the_one_before() -> None:
+    rng = np.random.default_rng(9)
+    start, update = rng.standard_normal(5000), 0.01 * rng.standard_normal(5000)
+    first, second = (measured_of({"a": values}) for values in (start, start + update))
+    reference = dataclasses.replace(
+        reference_of(second, 10), weights=weight_sketch(second.tensors), weights_before=weight_sketch(first.tensors)
+    )
+
+    def cosine_at(values: Array) -> float | None:
+        measured = measured_of({"a": values}, scalars={"lr": 0.1})
+        snapshot = assemble(CHECKPOINT, measured, reference, 1, measured_at=1.0, duration_seconds=0.0)
+        assert snapshot.weights == weight_sketch(measured.tensors)
+        assert snapshot.scalars["lr"] == 0.1
+        return snapshot.scalars.get(UPDATE_COSINE_SCALAR)
+
+    assert cosine_at(start + 2 * update) == pytest.approx(1.0, abs=1e-3)
+    assert cosine_at(start) == pytest.approx(-1.0, abs=1e-3)
+    assert cosine_at(start + update) is None
+    assert cosine_at(start[:4000]) is None
+    broken = start.copy()
+    broken[0] = math.nan
+    snapshot = assemble(CHECKPOINT, measured_of({"a": broken}), reference, 1, measured_at=1.0, duration_seconds=0.0)
+    assert (snapshot.weights, snapshot.scalars) == (None, {})
