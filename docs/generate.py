@@ -23,6 +23,7 @@ from pydantic import BaseModel
 
 from alerts import registry
 from alerts.notifier import joins
+from monitor.read.formats_page import built_in_notes, format_sections, format_table
 from monitor.show.aggregate import STATISTICS
 from monitor.show.exporter import OWN_METRICS, RUN_METRICS
 from monitor.show.telemetry import Telemetry
@@ -138,6 +139,8 @@ BLOCKS: Mapping[str, Callable[[], str]] = {
     "notifiers": notifier_table,
     "notifier_keys": notifier_keys,
     "prometheus_alerts": prometheus_alerts,
+    "formats": lambda: format_table(built_in_notes()),
+    "format_details": lambda: format_sections(built_in_notes()),
 }
 
 

@@ -24,7 +24,7 @@ def load() -> ModuleType:
 generate = load()
 
 
-@pytest.mark.parametrize("name", ["alerts.md", "metrics.md"])
+@pytest.mark.parametrize("name", ["alerts.md", "formats.md", "metrics.md"])
 def test_a_generated_page_is_up_to_date(name: str) -> None:
     committed = (DOCS / name).read_text()
     assert DOCS / name in generate.pages()

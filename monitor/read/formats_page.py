@@ -1,18 +1,15 @@
-"""The parts of docs/formats.md that the readers themselves say, made anew; what people wrote around them stays.
+"""The parts of docs/formats.md that the readers themselves say: a table of all formats, and a section for each.
 
-Pure text. A part lies between `<!-- NAME: made from the readers -->` and `<!-- end of NAME -->`. A test holds the page
-to what this makes, and `make golden` writes it.
+Pure text; `make docs` puts it into the page, and a test holds the page to it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from monitor.read.directories import DIRECTORY_READERS, directory_reader
 from monitor.read.notes import FormatNotes
 from monitor.read.registry import READERS, reader_class
-
-_BEGIN, _END = "<!-- {}: made from the readers -->\n", "<!-- end of {} -->"
 
 
 def built_in_notes() -> dict[str, FormatNotes]:
@@ -31,26 +28,16 @@ def built_in_notes() -> dict[str, FormatNotes]:
     return found
 
 
-def renewed(page: str, notes: Mapping[str, FormatNotes]) -> str:
-    """Return the page with its parts made from `notes`; raise ValueError where the page has no place for one."""
-    for name, make in _PARTS.items():
-        begin, end = _BEGIN.format(name), _END.format(name)
-        before, found_begin, rest = page.partition(begin)
-        _, found_end, after = rest.partition(end)
-        if not found_begin or not found_end:
-            raise ValueError(f"the page has no place for its part '{name}': {begin.strip()} ... {end}")
-        page = f"{before}{begin}\n{make(notes)}\n\n{end}{after}"
-    return page
-
-
-def _table(notes: Mapping[str, FormatNotes]) -> str:
+def format_table(notes: Mapping[str, FormatNotes]) -> str:
+    """Return a table in Markdown with a row for each format."""
     rows = ["| format | files | written by | optimizer state |", "|---|---|---|---|"]
     rows += [f"| `{name}` | {n.files} | {n.written_by} | {n.optimizer_state} |" for name, n in notes.items()]
-    return "\n".join(rows)
+    return "\n".join(rows) + "\n"
 
 
-def _details(notes: Mapping[str, FormatNotes]) -> str:
-    return "\n\n".join(_section(name, n) for name, n in notes.items())
+def format_sections(notes: Mapping[str, FormatNotes]) -> str:
+    """Return a section in Markdown for each format: when it is whole, what is read of it, how, and what proves it."""
+    return "\n\n".join(_section(name, n) for name, n in notes.items()) + "\n"
 
 
 def _section(name: str, notes: FormatNotes) -> str:
@@ -69,6 +56,3 @@ def _section(name: str, notes: FormatNotes) -> str:
     }
     lines = [f"- {title}: {text}." for title, text in points.items() if text]
     return f"### `{name}`\n\n" + "\n".join(lines)
-
-
-_PARTS: dict[str, Callable[[Mapping[str, FormatNotes]], str]] = {"formats": _table, "format by format": _details}
