@@ -17,7 +17,7 @@ from tests.support.certificates import HASH, PASSWORD, Certificates
 from tests.support.daemons import wait_for
 from tests.support.prometheus import Prometheus, needs_stack
 
-pytestmark = [pytest.mark.timeout(120), needs_stack]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120), needs_stack]
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import struct
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -34,6 +35,7 @@ class Answer:
     hang: bool = False
     endless: bool = False  # a body without an end
     drip: bool = False  # a byte of the status line now and then, for ever
+    reset: bool = False  # the connection is reset after the head, before the body is there
 
 
 class HttpReceiver:
@@ -108,6 +110,12 @@ class _Handler(BaseHTTPRequestHandler):
         if not answer.endless:
             self.send_header("Content-Length", str(len(answer.body)))
         self.end_headers()
+        if answer.reset:
+            self.wfile.flush()
+            # With nothing to linger for, closing sends a reset.
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+            return
         self.wfile.write(answer.body)
         while answer.endless and not receiver.closing.is_set():
             self.wfile.write(b"x" * 65536)
