@@ -268,7 +268,8 @@ class Tracker:
         """
         self._follow_clock(now)
         unit = self._take_back(checkpoint)
-        if unit is not None and problem.kind in {ProblemKind.VANISHED, ProblemKind.CHANGED}:
+        if unit is not None:
+            # Whatever a reader says of a file that is being overwritten, it says of two files at once.
             with contextlib.suppress(OSError, LimitError):
                 unit = self._refreshed(unit, now)
         if unit is None:

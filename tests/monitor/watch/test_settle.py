@@ -267,13 +267,16 @@ def test_a_file_that_changes_while_it_is_read_comes_back_in_its_new_state() -> N
     assert second.checkpoint.files[0].size_bytes == 20
 
 
-def test_an_overwrite_that_no_scan_saw_is_waited_for_after_a_failed_read() -> None:
+@pytest.mark.parametrize(
+    "kind", [ProblemKind.CHANGED, ProblemKind.CORRUPT, ProblemKind.LIMIT, ProblemKind.WORKER_CRASHED]
+)
+def test_an_overwrite_that_no_scan_saw_is_waited_for_after_a_failed_read(kind: ProblemKind) -> None:
     disk = Disk(file())
     made = tracker(disk)
     made.observe(disk.scan(), 1000.0)
     (first,) = made.ready(1002.0)
     disk.put(file(size=20, mtime=1003.0))
-    decision = made.fail(first.checkpoint, Problem(kind=ProblemKind.CHANGED, message="m"), 1003.0)
+    decision = made.fail(first.checkpoint, Problem(kind=kind, message="m"), 1003.0)
     assert isinstance(decision, NotYet)
     assert decision.due_at == 1005.0
     assert settled(made, 1004.9) == []
