@@ -20,6 +20,7 @@ from alerts.grouping import STORM_RUNS_MIN, Group, grouped, lead
 from alerts.message import compose
 from alerts.notifier import DeliveryError, Message, Notifier, Resending, joins, printable, shows_pictures
 from storage import queries, telling, writer
+from storage.failpoints import reach
 from storage.records import Alert, Notification
 
 if TYPE_CHECKING:
@@ -145,13 +146,13 @@ class Delivery:
                 due = queries.due_notifications(session, name, now=now, limit=BATCH_MESSAGES_MAX)
             if not due:
                 break
-            held: set[str] = set()  # alerts whose earlier message failed just now: nothing of theirs may overtake it
+            held: set[str] = set()  # where an earlier message failed just now: nothing of the same may overtake it
             for group in self._groups(lane, due):
                 if self._stopping.is_set():
                     break
-                left = tuple(n for n in group if n.alert.fingerprint not in held)
+                left = tuple(n for n in group if _fingerprint(n) not in held)
                 if left and not self._try(lane, left):
-                    held.update(n.alert.fingerprint for n in left)
+                    held.update(_fingerprint(n) for n in left)
                 if lane.n_failures_in_row >= self._policy.failures_in_row_max:
                     return self._clock() + self._pause(lane.n_failures_in_row - self._policy.failures_in_row_max + 1)
         with self._database.read() as session:
@@ -220,6 +221,7 @@ class Delivery:
     def _try(self, lane: _Lane, group: Group) -> bool:
         """Send one group as one message; return False when it has to be tried again."""
         first = lead(group)
+        reach("deliver.send")
         receipt, error = _call(lambda: lane.notifier.send(first, self._content(lane, group, first)))
         if error is not None and error.permanent and len(group) > 1:
             # One alert that the receiver will never take must not take the others along.
@@ -227,10 +229,12 @@ class Delivery:
             return all(done)
         if error is not None:
             return self._failed(lane, group, error)
+        reach("deliver.sent")
         lane.n_failures_in_row = 0
         lane.sent_unmarked.update({n.id: receipt for n in group})  # remembered until the database has taken it
         now = self._clock()
         self._mark_sent(lane)
+        reach("deliver.marked")
         for notification in group:
             self._tell(lane, notification, error=None, dead=False, at=now)
         return True
@@ -312,6 +316,11 @@ class _Lane:
         self.sent_unmarked: dict[int, str | None] = {}
         self.resend_at = 0.0  # at once after a start
         self.n_resends_failed = 0
+
+
+def _fingerprint(notification: Notification) -> str:
+    """Return what a conversation is about, over all its episodes."""
+    return notification.conversation.rpartition(".")[0]
 
 
 def _call(send: Callable[[], str | None]) -> tuple[str | None, DeliveryError | None]:

@@ -11,11 +11,12 @@ from alerts.message import (
     REASON_RESOLVED,
     TEXT_CHARACTERS_MAX,
     TITLE_CHARACTERS_MAX,
+    alert_line,
     compose,
     resume_facts,
 )
 from alerts.notifier import Message, printable
-from storage.records import Alert, Notification, Severity
+from storage.records import Notification, Severity
 
 LINES_MAX = 24  # with the other facts this stays below what a message of Slack can hold
 
@@ -39,8 +40,8 @@ def compose_group(group: Group, *, link: str | None = None, picture: bytes | Non
         facts=tuple(facts),
         severity=severity.label,
         reason=first.reason if firing else REASON_RESOLVED,
-        thread=_thread(first),
-        related=tuple(_thread(n) for n in latest if n is not first)[:LINES_MAX],
+        thread=first.conversation,
+        related=tuple(n.conversation for n in latest if n is not first)[:LINES_MAX],
         link=link,
         picture=picture,
     )
@@ -48,11 +49,17 @@ def compose_group(group: Group, *, link: str | None = None, picture: bytes | Non
 
 def _title(latest: Group, firing: Sequence[Notification], severity: Severity, runs: set[str]) -> str:
     where = next(iter(runs)) if len(runs) == 1 else f"{len(runs)} runs"
+    n_all, n_firing = _n_alerts(latest), _n_alerts(firing)
     if not firing:
-        return f"Resolved: {len(latest)} alerts in {where}"
-    over = f", {len(latest) - len(firing)} resolved" if len(firing) < len(latest) else ""
-    count = "1 alert" if len(firing) == 1 else f"{len(firing)} alerts"
+        return f"Resolved: {n_all} alerts in {where}"
+    over = f", {n_all - n_firing} resolved" if n_firing < n_all else ""
+    count = "1 alert" if n_firing == 1 else f"{n_firing} alerts"
     return f"{severity.label.capitalize()}: {count}{over} in {where}"
+
+
+def _n_alerts(notifications: Sequence[Notification]) -> int:
+    """Count the alerts that messages speak of, those of their incidents too."""
+    return sum(1 if n.gathering is None else 1 + n.gathering.n_others for n in notifications)
 
 
 def _text(shown: Sequence[Notification]) -> str:
@@ -67,18 +74,10 @@ def _text(shown: Sequence[Notification]) -> str:
 
 def _of_one_run(latest: Group, first: Notification) -> list[tuple[str, str]]:
     facts = [("Run", printable(first.alert.run, FACT_CHARACTERS_MAX))]
-    facts += [_line(n.alert, n.reason) for n in latest[:LINES_MAX]]
+    facts += [alert_line(n.alert, n.reason) for n in latest[:LINES_MAX]]
     if len(latest) > LINES_MAX:
         facts.append(("And", f"{len(latest) - LINES_MAX} more; `ckptwatch alerts` lists all"))
     return facts + resume_facts(latest[-1])
-
-
-def _line(alert: Alert, reason: str) -> tuple[str, str]:
-    head = "Resolved" if reason == REASON_RESOLVED else alert.severity.label.capitalize()
-    step = "" if alert.step is None else f" at step {alert.step}"
-    subject = f" ({alert.subject})" if alert.subject and alert.subject not in alert.summary else ""
-    label = printable(f"{head}: {alert.rule.replace('_', ' ')}{step}", LABEL_CHARACTERS_MAX)
-    return label, printable(alert.summary + subject, FACT_CHARACTERS_MAX)
 
 
 def _of_many_runs(latest: Group) -> list[tuple[str, str]]:
@@ -88,13 +87,9 @@ def _of_many_runs(latest: Group) -> list[tuple[str, str]]:
     facts = []
     for run, members in list(by_run.items())[:LINES_MAX]:
         first = lead(tuple(members))
-        label, text = _line(first.alert, first.reason)
+        label, text = alert_line(first.alert, first.reason)
         more = f" and {len(members) - 1} more" if len(members) > 1 else ""
         facts.append((printable(run, LABEL_CHARACTERS_MAX), printable(f"{label}{more}: {text}", FACT_CHARACTERS_MAX)))
     if len(by_run) > LINES_MAX:
         facts.append(("And", f"{len(by_run) - LINES_MAX} more runs; `ckptwatch alerts` lists all"))
     return facts
-
-
-def _thread(notification: Notification) -> str:
-    return f"{notification.alert.fingerprint}.{notification.alert.episode}"

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from alerts.notifier import Message
-from storage.records import Notification
+from storage.records import Alert, Gathering, Notification
 
 VERSION = 1
 TEXT_CHARACTERS_MAX = 4096
@@ -26,27 +26,62 @@ def document(notification: Notification, content: Message) -> dict[str, Any]:
         "title": content.title,
         "text": content.text,
         "link": content.link,
-        "alert": {
-            "fingerprint": alert.fingerprint,
-            "episode": alert.episode,
-            "run": _cut(alert.run),
-            "rule": alert.rule,
-            "severity": alert.severity.label,
-            "state": alert.state.value,
-            "subject": _cut(alert.subject),
-            "step": alert.step,
-            "value": alert.value,
-            "threshold": alert.threshold,
-            "unit": alert.unit,
-            "summary": _cut(alert.summary),
-            "details": [{"label": _cut(label), "text": _cut(text)} for label, text in alert.details],
-            "opened_at": _time(alert.opened_at),
-            "fired_at": _time(alert.fired_at),
-            "resolved_at": _time(alert.resolved_at),
-        },
+        "alert": _alert(alert),
+        "incident": None if notification.gathering is None else _incident(notification.gathering),
         "last_good": None
         if notification.last_good_path is None
         else {"step": notification.last_good_step, "path": _cut(notification.last_good_path)},
+    }
+
+
+def _alert(alert: Alert) -> dict[str, Any]:
+    return {
+        "fingerprint": alert.fingerprint,
+        "episode": alert.episode,
+        "run": _cut(alert.run),
+        "rule": alert.rule,
+        "severity": alert.severity.label,
+        "state": alert.state.value,
+        "subject": _cut(alert.subject),
+        "step": alert.step,
+        "value": alert.value,
+        "threshold": alert.threshold,
+        "unit": alert.unit,
+        "summary": _cut(alert.summary),
+        "details": [{"label": _cut(label), "text": _cut(text)} for label, text in alert.details],
+        "opened_at": _time(alert.opened_at),
+        "fired_at": _time(alert.fired_at),
+        "resolved_at": _time(alert.resolved_at),
+    }
+
+
+def _incident(gathering: Gathering) -> dict[str, Any]:
+    incident = gathering.incident
+    return {
+        "id": incident.id,
+        "conversation": incident.opened_by,
+        "state": incident.state.value,
+        "severity": incident.severity.label,
+        "rule": incident.rule,
+        "step": incident.step,
+        "tensor": _cut(incident.tensor),
+        "summary": _cut(incident.summary),
+        "opened_at": _time(incident.opened_at),
+        "resolved_at": _time(incident.resolved_at),
+        "n_alerts": 1 + gathering.n_others,
+        "others": [
+            {
+                "fingerprint": alert.fingerprint,
+                "episode": alert.episode,
+                "rule": alert.rule,
+                "severity": alert.severity.label,
+                "state": alert.state.value,
+                "subject": _cut(alert.subject),
+                "step": alert.step,
+                "summary": _cut(alert.summary),
+            }
+            for alert in gathering.others
+        ],
     }
 
 

@@ -6,28 +6,27 @@ that raises is logged and counted and stops no other. Doing the same snapshot tw
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from functools import cache
 from typing import TYPE_CHECKING
 
-from alerts.lifecycle import DETAILS_MAX, NOTIFIED, Change, Evaluation, Transition, advance
-from alerts.message import REASON_FIRING, REASON_REPEAT, REASON_RESOLVED
-from alerts.quiet import MaintenanceWindow, quiet_reason
+from alerts.announcing import Announced, Announcer, Repeat, Route
+from alerts.incident import Occasion
+from alerts.lifecycle import DETAILS_MAX, Change, Evaluation, Transition, advance
+from alerts.quiet import MaintenanceWindow
 from alerts.rule import Outcome, RuleSetting
 from alerts.verdict import is_good, last_good
-from storage import queries, telling, writer
+from storage import queries, writer
+from storage.failpoints import reach
 from storage.records import (
     Alert,
     AlertState,
     Finding,
     Severity,
-    Silence,
     Snapshot,
     SnapshotStatus,
     StoredSnapshot,
@@ -44,19 +43,6 @@ HISTORY_SNAPSHOTS_MAX = 256  # how far back the last good checkpoint is looked f
 REPEAT_INTERVAL_SECONDS = 4 * 3600.0  # Alertmanager's default
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Route:
-    """One notifier by name, and from which severity on it is told.
-
-    `wait_seconds` is how long a new alert waits for others of its run, so that they go out as one message.
-    """
-
-    notifier: str
-    severity_min: Severity = Severity.WARNING
-    send_resolved: bool = True
-    wait_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +106,19 @@ class _Judged:
     silent: Mapping[str, str]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Look:
+    """What a tick would change; `is_news` is False when that is nothing."""
+
+    judged: _Judged
+    occasion: Occasion
+    before: tuple[Alert, ...] = ()
+    changes: tuple[Change, ...] = ()
+    repeats: tuple[Repeat, ...] = ()
+    untold: tuple[Alert, ...] = ()
+    is_news: bool = False
+
+
 class Engine:
     """Judges runs. Its only memory is the database; make one a process and call it from any thread.
 
@@ -137,7 +136,11 @@ class Engine:
         self._settings = settings
         self._clock = clock
         self._exists = exists
-        self._repeated: dict[tuple[str, int], int] = {}  # spares asking the outbox for a repeat that is in it already
+        self._announcer = Announcer(
+            settings.routes,
+            windows=settings.windows,
+            repeat_interval_seconds=settings.repeat_interval_seconds,
+        )
 
     def record(self, database: Database, snapshot: Snapshot) -> RecordOutcome:
         """Store a snapshot with all that follows from it in one transaction; raise DatabaseError and change nothing."""
@@ -148,6 +151,7 @@ class Engine:
             snapshot_id = writer.add_snapshot(session, snapshot)
             if snapshot_id is None:
                 return RecordOutcome(stored=False)
+            reach("record.snapshot")
             window = queries.window(
                 session, run, n_snapshots_max=self._settings.window_snapshots_max, now=now, reason="snapshot"
             )
@@ -156,23 +160,26 @@ class Engine:
                 window = _window_of(window, snapshot, queries.snapshot(session, snapshot_id))
             judged = self._judge(window, self._settings_for(run))
             writer.save_findings(session, snapshot_id, (*judged.findings, *judged.notes))
+            reach("record.findings")
             changes: list[Change] = []
-            n_enqueued, quiet = 0, dict[str, str]()
+            announced = Announced(quiet={})
             if not late:
                 stored = queries.snapshot(session, snapshot_id)
                 good = stored if stored is not None and is_good(stored) else prior
-                changes = self._advance(session, judged, window)
-                n_enqueued, quiet = self._apply(session, changes, good, now)
+                before = queries.open_alerts(session, run)
+                changes = self._advance(session, judged, window, before)
+                announced = self._announcer.apply(session, changes, before, _occasion(window), good)
+                reach("record.alerts")
         return RecordOutcome(
             stored=True,
             snapshot_id=snapshot_id,
             late=late,
             findings=judged.findings,
             changes=tuple(changes),
-            n_enqueued=n_enqueued,
+            n_enqueued=announced.n_enqueued,
             failures=judged.failures,
             silent=judged.silent,
-            quiet=quiet,
+            quiet=announced.quiet,
         )
 
     def tick(self, database: Database, run: str, now: float) -> RecordOutcome:
@@ -181,35 +188,35 @@ class Engine:
         An alert that fired while nobody was to be told, and still fires when that is over, is told then.
         """
         with database.read() as session:
-            judged, changes, repeats, untold = self._look(session, run, now)
-        n_enqueued, quiet = 0, dict[str, str]()
-        if changes or repeats or untold:
+            seen = self._look(session, run, now)
+        n_enqueued, quiet = 0, Announced(quiet={}).quiet
+        if seen.is_news:
             good = self._last_good(database, run)
             with database.write() as session:
                 # Judged again: between the two sessions a new snapshot may have changed everything.
-                judged, changes, repeats, untold = self._look(session, run, now)
-                n_enqueued, quiet = self._apply(session, changes, good, now)
-                n_enqueued += sum(self._repeat(session, alert, n, good, now) for alert, n in repeats)
-                for alert in untold:
-                    n_enqueued += self._enqueue(session, alert, REASON_FIRING, alert.severity.label, good, now)
+                seen = self._look(session, run, now)
+                announced = self._announcer.apply(session, seen.changes, seen.before, seen.occasion, good)
+                n_enqueued, quiet = announced.n_enqueued, announced.quiet
+                n_enqueued += sum(self._announcer.repeat(session, repeat, good, now) for repeat in seen.repeats)
+                n_enqueued += self._announcer.tell_infos(session, seen.untold, good, now)
         return RecordOutcome(
             stored=False,
-            findings=judged.findings,
-            changes=tuple(changes),
+            findings=seen.judged.findings,
+            changes=seen.changes,
             n_enqueued=n_enqueued,
-            failures=judged.failures,
-            silent=judged.silent,
+            failures=seen.judged.failures,
+            silent=seen.judged.silent,
             quiet=quiet,
         )
 
-    def _look(
-        self, session: Session, run: str, now: float
-    ) -> tuple[_Judged, list[Change], list[tuple[Alert, int]], list[Alert]]:
+    def _look(self, session: Session, run: str, now: float) -> _Look:
         settings = [s for s in self._settings_for(run) if s.rule.on_tick or not s.enabled]
         summary = queries.run(session, run)
-        if summary is None:
-            return self._judge(Window(run=run, snapshots=(), tensors=(), drifts=(), now=now), ()), [], [], []
-        snapshots = queries.history(session, run, attempt=summary.attempt, limit=self._settings.window_snapshots_max)
+        snapshots = (
+            []
+            if summary is None
+            else queries.history(session, run, attempt=summary.attempt, limit=self._settings.window_snapshots_max)
+        )
         window = Window(
             run=run,
             snapshots=tuple(snapshots),
@@ -217,17 +224,30 @@ class Engine:
             drifts=(),
             now=now,
             reason="tick",
-            active=summary.active,
+            active=summary is not None and summary.active,
         )
+        if summary is None:
+            return _Look(judged=self._judge(window, ()), occasion=_occasion(window))
         judged = self._judge(window, settings)
-        changes = [
+        before = queries.open_alerts(session, run)
+        changes = tuple(
             change
-            for change in self._advance(session, judged, window)
+            for change in self._advance(session, judged, window, before)
             if change.transition is not Transition.SEEN or change.alert.state is AlertState.PENDING
-        ]
+        )
         ending = {c.alert.fingerprint for c in changes if c.alert.state is AlertState.RESOLVED}
-        repeats = self._due_repeats(session, run, now, ending) if summary.active else []
-        return judged, changes, repeats, self._untold(session, run, now, ending)
+        occasion = _occasion(window)
+        repeats = self._announcer.due_repeats(session, run, now, ending) if summary.active else []
+        untold = self._announcer.untold_infos(session, run, now, ending)
+        return _Look(
+            judged=judged,
+            occasion=occasion,
+            before=tuple(before),
+            changes=changes,
+            repeats=tuple(repeats),
+            untold=tuple(untold),
+            is_news=bool(repeats or untold) or self._announcer.has_news(session, changes, before, occasion),
+        )
 
     def _settings_for(self, run: str) -> tuple[RuleSetting, ...]:
         by_name = {setting.name: setting for setting in self._settings.rules}
@@ -274,7 +294,7 @@ class Engine:
             silent=silent,
         )
 
-    def _advance(self, session: Session, judged: _Judged, window: Window) -> list[Change]:
+    def _advance(self, session: Session, judged: _Judged, window: Window, before: Sequence[Alert]) -> list[Change]:
         def last_episode(fingerprint: str) -> int:
             alert = queries.latest_episode(session, fingerprint)
             return 0 if alert is None else alert.episode
@@ -284,105 +304,12 @@ class Engine:
             return sys.maxsize if window.reason == "tick" else _n_clean_snapshots(window, alert)
 
         return advance(
-            queries.open_alerts(session, window.run),
+            before,
             judged.evaluations,
             now=window.now,
             n_clean=n_clean,
             last_episode=last_episode,
         )
-
-    def _apply(
-        self, session: Session, changes: Sequence[Change], good: StoredSnapshot | None, now: float
-    ) -> tuple[int, dict[str, str]]:
-        n_enqueued = 0
-        quiet: dict[str, str] = {}
-        quiet_reason_of = self._quiet(session, now)
-        for change in changes:
-            writer.save_alert(session, change.alert)
-            if change.transition not in NOTIFIED:
-                continue
-            reason = quiet_reason_of(change.alert)
-            if reason is not None:
-                logger.info("nobody is told of %s in %s: %s", change.alert.rule, change.alert.run, reason)
-                quiet[change.alert.fingerprint] = reason
-                continue
-            resolved = change.transition is Transition.RESOLVED
-            if resolved and not queries.was_enqueued(session, change.alert.fingerprint, change.alert.episode):
-                continue  # nobody was told that it fired
-            n_enqueued += self._enqueue(
-                session,
-                change.alert,
-                REASON_RESOLVED if resolved else REASON_FIRING,
-                "" if resolved else change.alert.severity.label,
-                good,
-                now,
-            )
-        return n_enqueued, quiet
-
-    def _quiet(self, session: Session, now: float) -> Callable[[Alert], str | None]:
-        """Return a function that says why nobody is told of an alert now; it asks for the silences once, when used."""
-
-        @cache
-        def silences() -> list[Silence]:
-            return telling.silences(session, now=now)
-
-        return lambda alert: quiet_reason(alert, silences=silences(), windows=self._settings.windows, at=now)
-
-    def _untold(self, session: Session, run: str, now: float, ending: set[str]) -> list[Alert]:
-        """Return the firing alerts that some route wants and that nobody was told of, unless that is still meant."""
-        lowest = min((route.severity_min for route in self._settings.routes), default=None)
-        if lowest is None:
-            return []
-        quiet_reason_of = self._quiet(session, now)
-        return [
-            alert
-            for alert in telling.untold_alerts(session, run)
-            if alert.severity >= lowest and alert.fingerprint not in ending and quiet_reason_of(alert) is None
-        ]
-
-    def _enqueue(
-        self, session: Session, alert: Alert, reason: str, mark: str, good: StoredSnapshot | None, now: float
-    ) -> int:
-        n_enqueued = 0
-        for route in self._settings.routes:
-            if alert.severity < route.severity_min or (reason == REASON_RESOLVED and not route.send_resolved):
-                continue
-            n_enqueued += writer.enqueue(
-                session,
-                notifier=route.notifier,
-                reason=reason,
-                alert=alert,
-                deduplication_key=deduplication_key(alert, reason, mark),
-                last_good_step=None if good is None else good.step,
-                last_good_path=None if good is None else good.path,
-                now=now,
-                due_at=now + (route.wait_seconds if reason == REASON_FIRING else 0.0),
-            )
-        return n_enqueued
-
-    def _due_repeats(self, session: Session, run: str, now: float, ending: set[str]) -> list[tuple[Alert, int]]:
-        """Return the firing alerts whose next repeat is due, with its number: whole intervals since it fired."""
-        interval = self._settings.repeat_interval_seconds
-        if interval is None or interval <= 0 or not self._settings.routes:
-            return []
-        due = []
-        quiet_reason_of = self._quiet(session, now)
-        for alert in queries.open_alerts(session, run):
-            if alert.state is not AlertState.FIRING or alert.fired_at is None or alert.fingerprint in ending:
-                continue
-            n = math.floor((now - alert.fired_at) / interval)
-            if n < 1 or self._repeated.get((alert.fingerprint, alert.episode), 0) >= n:
-                continue
-            if quiet_reason_of(alert) is None:
-                due.append((alert, n))
-        return due
-
-    def _repeat(self, session: Session, alert: Alert, n: int, good: StoredSnapshot | None, now: float) -> int:
-        n_enqueued = self._enqueue(session, alert, REASON_REPEAT, str(n), good, now)
-        if len(self._repeated) >= queries.OPEN_ALERTS_MAX:
-            self._repeated.clear()  # only a saving: the outbox knows each repeat by its key
-        self._repeated[alert.fingerprint, alert.episode] = n
-        return n_enqueued
 
     def _last_good(self, database: Database, run: str, overwritten: str | None = None) -> StoredSnapshot | None:
         if not self._settings.routes:
@@ -390,15 +317,6 @@ class Engine:
         with database.read() as session:
             snapshots = queries.history(session, run, limit=HISTORY_SNAPSHOTS_MAX)
         return last_good([s for s in snapshots if s.path != overwritten], exists=self._exists)
-
-
-def deduplication_key(alert: Alert, reason: str, mark: str) -> str:
-    """Return a key that is the same for every try of the same message: a hash of fingerprint, episode, reason, mark.
-
-    `mark` tells apart what may happen more than once in an episode: the severity of a firing, the number of a repeat.
-    """
-    text = f"{alert.fingerprint}|{alert.episode}|{reason}|{mark}"
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def _ask(setting: RuleSetting, window: Window) -> Outcome | RuleFailure:
@@ -419,6 +337,16 @@ def _as_set(finding: Finding, setting: RuleSetting, run: str) -> Finding:
         value=_finite(finding.value),
         threshold=_finite(finding.threshold),
         details=finding.details[:DETAILS_MAX],
+    )
+
+
+def _occasion(window: Window) -> Occasion:
+    return Occasion(
+        run=window.run,
+        now=window.now,
+        order={t.name: t.position for t in window.tensors},
+        measured_at=tuple(s.measured_at for s in window.snapshots[:-1] if s.status is SnapshotStatus.COMPLETE),
+        is_tick=window.reason == "tick",
     )
 
 

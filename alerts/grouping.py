@@ -1,7 +1,7 @@
 """Which messages of one receiver go out as one. Pure.
 
-Messages about one run are one incident and become one message; in a storm, when many runs are in trouble at once,
-everything that is due becomes a single digest. The order within a group is that of the outbox.
+Messages about one run become one message, an incident beside what belongs to none; in a storm, when many runs are in
+trouble at once, everything that is due becomes a single digest. The order within a group is that of the outbox.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def grouped(due: Sequence[Notification], *, storm_runs_min: int = STORM_RUNS_MIN
 
 
 def latest_of_each(group: Group) -> Group:
-    """Return the last message about each alert: one that fired and is over again is only said to be over."""
-    latest = {(n.alert.fingerprint, n.alert.episode): n for n in group}
+    """Return the last message of each conversation: what fired and is over again is only said to be over."""
+    latest = {n.conversation: n for n in group}
     return tuple(latest.values())
 
 

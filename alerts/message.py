@@ -16,6 +16,7 @@ TEXT_CHARACTERS_MAX = 1000
 LABEL_CHARACTERS_MAX = 120
 FACT_CHARACTERS_MAX = 500
 FACTS_MAX = 30
+OTHERS_SHOWN_MAX = 8
 
 REASON_FIRING = "firing"
 REASON_RESOLVED = "resolved"
@@ -37,22 +38,24 @@ def compose(notification: Notification, *, link: str | None = None, picture: byt
     """
     alert = notification.alert
     return Message(
-        title=printable(_title(alert, notification.reason), TITLE_CHARACTERS_MAX),
+        title=printable(_title(notification), TITLE_CHARACTERS_MAX),
         text=printable(_text(alert, notification.reason), TEXT_CHARACTERS_MAX),
         facts=tuple(_facts(notification)[:FACTS_MAX]),
         severity=alert.severity.label,
         reason=notification.reason,
-        thread=f"{alert.fingerprint}.{alert.episode}",
+        thread=notification.conversation,
         link=link,
         picture=picture,
     )
 
 
-def _title(alert: Alert, reason: str) -> str:
+def _title(notification: Notification) -> str:
+    alert, reason, about = notification.alert, notification.reason, notification.gathering
     label = alert.severity.label
     head = {REASON_RESOLVED: "Resolved", REASON_REPEAT: f"Still {label}"}.get(reason, label.capitalize())
+    more = f" and {about.n_others} more" if about is not None and about.n_others else ""
     step = "" if alert.step is None else f" at step {alert.step}"
-    return f"{head}: {alert.rule.replace('_', ' ')} in {alert.run}{step}"
+    return f"{head}: {alert.rule.replace('_', ' ')}{more} in {alert.run}{step}"
 
 
 def _text(alert: Alert, reason: str) -> str:
@@ -71,6 +74,7 @@ def _facts(notification: Notification) -> list[tuple[str, str]]:
         else:
             facts.append(("Tensor", printable(alert.subject, FACT_CHARACTERS_MAX)))
     facts += resume_facts(notification)
+    facts += _first_cause(notification)
     facts.append(("Since", time_text(alert.opened_at)))
     if alert.resolved_at is not None:
         facts.append(("Resolved", time_text(alert.resolved_at)))
@@ -81,7 +85,44 @@ def _facts(notification: Notification) -> list[tuple[str, str]]:
         )
         for label, text in alert.details
     ]
+    others = _others(notification)
+    return [*facts[: FACTS_MAX - len(others)], *others]
+
+
+def _first_cause(notification: Notification) -> list[tuple[str, str]]:
+    """Return how the incident began, where that is not what the message says anyway."""
+    if notification.gathering is None:
+        return []
+    incident, alert = notification.gathering.incident, notification.alert
+    if (incident.rule, incident.step) == (alert.rule, alert.step):
+        return []
+    step = "" if incident.step is None else f" at step {incident.step}"
+    text = f"{incident.rule.replace('_', ' ')}{step}: {incident.summary}"
+    facts = [("First cause", printable(text, FACT_CHARACTERS_MAX))]
+    if incident.tensor and incident.tensor != alert.subject:
+        facts.append(("First bad tensor", printable(incident.tensor, FACT_CHARACTERS_MAX)))
     return facts
+
+
+def _others(notification: Notification) -> list[tuple[str, str]]:
+    """Return a line for each of the first few other alerts of the incident, and how many more there are."""
+    about = notification.gathering
+    if about is None:
+        return []
+    shown = about.others[:OTHERS_SHOWN_MAX]
+    lines = [alert_line(a, REASON_RESOLVED if a.state is AlertState.RESOLVED else notification.reason) for a in shown]
+    if about.n_others > len(shown):
+        lines.append(("And", f"{about.n_others - len(shown)} more; `ckptwatch alerts` lists all"))
+    return lines
+
+
+def alert_line(alert: Alert, reason: str) -> tuple[str, str]:
+    """Say in one line what an alert is: a label with severity, rule and step, and what it says."""
+    head = "Resolved" if reason == REASON_RESOLVED else alert.severity.label.capitalize()
+    step = "" if alert.step is None else f" at step {alert.step}"
+    subject = f" ({alert.subject})" if alert.subject and alert.subject not in alert.summary else ""
+    label = printable(f"{head}: {alert.rule.replace('_', ' ')}{step}", LABEL_CHARACTERS_MAX)
+    return label, printable(alert.summary + subject, FACT_CHARACTERS_MAX)
 
 
 def resume_facts(notification: Notification) -> list[tuple[str, str]]:

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from urllib.parse import quote
 
 from alerts import registry as alert_registry
-from alerts.engine import EngineSettings, Route, RunOverride
+from alerts.announcing import Route
+from alerts.engine import EngineSettings, RunOverride
 from alerts.notifier import joins
 from alerts.rule import RuleSetting
 from monitor.config import Config, ConfigError, ConfigProblem, NotifierEntry, resolve_secret, rule_settings
@@ -20,6 +21,7 @@ from monitor.watch.names import DEFAULT_EXCLUDES, NameRules
 from monitor.watch.runs import WatchRoot, resolve_roots
 from monitor.watch.scanner import Scanner
 from monitor.watch.settle import SettlePolicy, Tracker
+from monitor.web_config import WebConfigFile
 from storage import queries
 from storage.database import Database
 
@@ -125,6 +127,7 @@ def web_settings(config: Config) -> WebSettings:
         token=None if auth.token is None else resolve_secret(auth.token).get_secret_value(),
         username=auth.username,
         password=None if auth.password is None else resolve_secret(auth.password).get_secret_value(),
+        web_config=None if config.serve.web_config is None else WebConfigFile(config.serve.web_config),
     )
 
 

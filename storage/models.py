@@ -7,10 +7,11 @@ from records is in `rows`, and a change here needs a revision in `migrations` (a
           │             ├─ tensor_statistics ───┐  one row a tensor: numbers only, clustered by snapshot
           │             ├─ tensor_distributions │  quantiles and histogram
           │             ├─ tensor_sketches      │  the large part; may be thinned without losing statistics
+          │             ├─ weight_sketches      │  one row a snapshot, of all parameters
           │             ├─ drifts ──────────────┤
           │             └─ findings             │
           ├─ tensors ───────────────────────────┘  dictionary of what stays equal: name, kind, dtype, shape
-          └─ alerts ── outbox
+          └─ incidents ── alerts ── outbox
     silences                                       who need not be told, and until when
     meta                                           small facts about the database itself
 """
@@ -266,6 +267,20 @@ class SketchRow(_OfSnapshot, Base):
     values: Mapped[bytes] = mapped_column(LargeBinary)
 
 
+class WeightSketchRow(Base):
+    """The sketch of all parameters of one snapshot; `seed` says which parameters these are. Never thinned."""
+
+    __tablename__ = "weight_sketches"
+
+    snapshot_id: Mapped[int] = mapped_column(
+        ForeignKey("snapshots.id", ondelete="CASCADE"), primary_key=True, autoincrement=False
+    )
+    n_buckets: Mapped[int] = mapped_column(BigInteger)
+    seed: Mapped[int] = mapped_column(BigInteger)
+    dtype: Mapped[str] = mapped_column(String(20))
+    values: Mapped[bytes] = mapped_column(LargeBinary)
+
+
 class DriftRow(_OfSnapshot, Base):
     """How far one tensor moved; `position` is the place in the snapshot's list of drifts."""
 
@@ -302,8 +317,30 @@ class FindingRow(Base):
     details: Mapped[str] = mapped_column(Text)
 
 
+class IncidentRow(Base):
+    """One incident: what an alert that fires belongs to, under the first cause; see `records.Incident`."""
+
+    __tablename__ = "incidents"
+    __table_args__ = (Index(None, "run_id", "state"), {"sqlite_autoincrement": True})
+
+    id: Mapped[int] = mapped_column(RowNumber, primary_key=True)
+    run_id: Mapped[int] = mapped_column(ForeignKey("runs.id", ondelete="CASCADE"))
+    state: Mapped[str] = mapped_column(String(20))
+    severity: Mapped[int] = mapped_column(Integer)
+    told_severity: Mapped[int | None] = mapped_column(Integer)
+    rule: Mapped[str] = mapped_column(String(100))
+    step: Mapped[int | None] = mapped_column(BigInteger)
+    tensor: Mapped[str] = mapped_column(PlainText)
+    summary: Mapped[str] = mapped_column(PlainText)
+    opened_by: Mapped[str] = mapped_column(String(100))
+    opened_at: Mapped[float] = mapped_column(Double)
+    changed_at: Mapped[float] = mapped_column(Double)
+    resolved_at: Mapped[float | None] = mapped_column(Double)
+    n_alerts: Mapped[int] = mapped_column(BigInteger)
+
+
 class AlertRow(Base):
-    """One episode of one alert."""
+    """One episode of one alert; `incident_id` is None before it fires, and for alerts that belong to none."""
 
     __tablename__ = "alerts"
     __table_args__ = (
@@ -311,6 +348,7 @@ class AlertRow(Base):
         Index(None, "state", "opened_at"),
         Index(None, "opened_at"),
         Index(None, "run_id", "opened_at"),
+        Index(None, "incident_id"),
     )
 
     id: Mapped[int] = mapped_column(RowNumber, primary_key=True)
@@ -332,14 +370,18 @@ class AlertRow(Base):
     resolved_at: Mapped[float | None] = mapped_column(Double)
     last_seen_at: Mapped[float] = mapped_column(Double)
     n_seen: Mapped[int] = mapped_column(BigInteger)
+    # Not enforced: SQLite cannot add a constraint without copying the table, and incidents are never deleted alone.
+    incident_id: Mapped[int | None] = mapped_column(BigInteger)
 
 
 class OutboxRow(Base):
     """One message to one notifier.
 
     `alert` is the alert as it was when the message was queued (JSON): a firing that is delivered late still says
-    what it was about, and every try of a message has the same text. `state` is "pending", "sent" or "dead". `receipt`
-    is what the receiver calls the message, where it can be changed later.
+    what it was about, and every try of a message has the same text; `gathering` is the incident around it (JSON).
+    `fingerprint` and `episode` name the conversation: the alert's own, or those of the alert that opened the incident.
+    `state` is "pending", "sent" or "dead". `receipt` is what the receiver calls the message, where it can be changed
+    later.
     """
 
     __tablename__ = "outbox"
@@ -347,6 +389,7 @@ class OutboxRow(Base):
         UniqueConstraint("notifier", "deduplication_key"),
         Index(None, "state", "notifier", "due_at"),
         Index(None, "fingerprint", "episode"),
+        Index(None, "incident_id"),
         {"sqlite_autoincrement": True},
     )
 
@@ -366,6 +409,8 @@ class OutboxRow(Base):
     n_attempts: Mapped[int] = mapped_column(Integer)
     last_error: Mapped[str | None] = mapped_column(PlainText)
     receipt: Mapped[str | None] = mapped_column(PlainText)
+    incident_id: Mapped[int | None] = mapped_column(BigInteger)
+    gathering: Mapped[str | None] = mapped_column(Text)
 
 
 class SilenceRow(Base):

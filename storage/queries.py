@@ -20,6 +20,7 @@ from storage.models import (
     DistributionRow,
     DriftRow,
     FindingRow,
+    IncidentRow,
     MetaRow,
     OutboxRow,
     RunRow,
@@ -35,6 +36,7 @@ from storage.records import (
     Alert,
     AlertState,
     Finding,
+    Incident,
     Notification,
     PastSnapshot,
     RunSummary,
@@ -324,6 +326,26 @@ def alerts(
     return [rows.alert_record(row) for row in session.execute(statement)]
 
 
+def open_incident(session: Session, run: str) -> Incident | None:
+    """Return the incident of a run that is not over, None when there is none."""
+    statement = (
+        select(*table(IncidentRow).c, RunRow.name.label("run"))
+        .join(RunRow, RunRow.id == IncidentRow.run_id)
+        .where(RunRow.name == run, IncidentRow.state == AlertState.FIRING.value)
+        .order_by(IncidentRow.id.desc())
+        .limit(1)
+    )
+    row = session.execute(statement).one_or_none()
+    return None if row is None else rows.incident_record(row)
+
+
+def incident_alerts(session: Session, incident_id: int) -> list[Alert]:
+    """Return the alerts that belong to an incident, firing and resolved, oldest first."""
+    statement = _alerts().where(AlertRow.incident_id == incident_id)
+    found = session.execute(statement.order_by(AlertRow.opened_at, AlertRow.id).limit(OPEN_ALERTS_MAX))
+    return [rows.alert_record(row) for row in found]
+
+
 def latest_episode(session: Session, fingerprint: str) -> Alert | None:
     """Return the last alert of a fingerprint, open or resolved; None when it never opened."""
     statement = _alerts().where(AlertRow.fingerprint == fingerprint).order_by(AlertRow.episode.desc()).limit(1)
@@ -445,7 +467,11 @@ def _tensors(*, with_distribution: bool) -> Select[Any]:
 
 
 def _alerts() -> Select[Any]:
-    return select(*table(AlertRow).c, RunRow.name.label("run")).join(RunRow, RunRow.id == AlertRow.run_id)
+    return (
+        select(*table(AlertRow).c, RunRow.name.label("run"), *rows.incident_columns())
+        .join(RunRow, RunRow.id == AlertRow.run_id)
+        .outerjoin(IncidentRow, IncidentRow.id == AlertRow.incident_id)
+    )
 
 
 def _earlier_pending(not_due_at: float | None = None) -> Any:

@@ -391,37 +391,27 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Incident:
-    """The alerts of one run that belong together, under their first cause; a run has at most one that is open.
+    """The alerts of one run that belong together; rule, step, tensor and summary are their first cause."""
 
-    `rule`, `step`, `tensor` and `summary` are the first cause: what fired at the first bad step, and the first tensor
-    in the model's order that an alert of that step named ("" where none did). `severity` is the highest that any of its
-    alerts had, `told_severity` the highest that somebody was told of and that still holds (None for none). `opened_by`
-    is "fingerprint.episode" of the alert with which it opened, which names the conversation about it and never changes.
-    `n_alerts` counts the alerts that ever belonged to it. `id` is 0 while it is not stored.
-    """
-
-    id: int
+    id: int  # 0 while it is not stored
     run: str
     state: AlertState  # firing or resolved
-    severity: Severity
-    told_severity: Severity | None
+    severity: Severity  # the highest that any of its alerts had
+    told_severity: Severity | None  # the highest that somebody was told of and that still holds
     rule: str
-    step: int | None
-    tensor: str
+    step: int | None  # the first bad one
+    tensor: str  # the first in the model's order that an alert of that step named, "" where none did
     summary: str
-    opened_by: str
+    opened_by: str  # the key of the alert with which it opened: the name of the conversation about it
     opened_at: float
     changed_at: float  # when an alert last joined
     resolved_at: float | None
-    n_alerts: int
+    n_alerts: int  # how many ever belonged to it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alert:
-    """The life of a finding over time; `fingerprint` is a hash of (rule, run, identity).
-
-    `incident` is what it belongs to since it fired, as that is now; None for a pending one and for an info.
-    """
+    """The life of a finding over time; `fingerprint` is a hash of (rule, run, identity)."""
 
     fingerprint: str
     run: str
@@ -441,7 +431,7 @@ class Alert:
     last_seen_at: float
     n_seen: int  # snapshots or ticks in a row in which the rule hit
     episode: int  # counts how often this fingerprint opened, from 1
-    incident: Incident | None = None
+    incident: Incident | None = None  # since it fired, as that is now; None for an info
 
     @property
     def key(self) -> str:
@@ -451,14 +441,11 @@ class Alert:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gathering:
-    """An incident as one message tells of it: as it was then, with the other alerts that belonged to it.
-
-    `others` are the worst and earliest of them, at most 24; `n_others` counts all.
-    """
+    """An incident as one message tells of it: as it was then, with the other alerts that belonged to it."""
 
     incident: Incident
-    others: tuple[Alert, ...]
-    n_others: int
+    others: tuple[Alert, ...]  # the worst and earliest, at most 24
+    n_others: int  # all of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -493,14 +480,11 @@ class Notification:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Silence:
-    """An order not to tell anybody about some alerts until it ends; alerts are still judged and stored.
-
-    `runs` and `rules` are glob patterns or plain names; `comment` may be "".
-    """
+    """An order not to tell anybody about some alerts until it ends; alerts are still judged and stored."""
 
     id: int
-    runs: str
-    rules: str
+    runs: str  # a glob pattern or a plain name
+    rules: str  # the same
     created_at: float
     ends_at: float
     comment: str

@@ -1,7 +1,7 @@
 """Between rows and records: pure conversions.
 
-No session, no statement. What goes in is made fit for a database by `encoding`; what comes out is a record as
-`records` defines it.
+No session; columns at most, no statement. What goes in is made fit for a database by `encoding`; what comes out is a
+record as `records` defines it.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from storage.encoding import (
     integer,
     optional_integer,
 )
-from storage.models import printable_text
+from storage.models import IncidentRow, printable_text, table
 from storage.records import (
     Alert,
     AlertState,
     Finding,
+    Gathering,
     GradientEstimate,
+    Incident,
     Notification,
     Problem,
     ProblemKind,
@@ -337,11 +339,12 @@ def alert_row(alert: Alert, *, run_id: int) -> Row:
         "resolved_at": alert.resolved_at,
         "last_seen_at": alert.last_seen_at,
         "n_seen": integer(alert.n_seen),
+        "incident_id": None if alert.incident is None else alert.incident.id,
     }
 
 
 def alert_record(row: Any) -> Alert:
-    """Return the record of an alert from its columns and the run's name."""
+    """Return the record of an alert from its columns, the run's name and the columns of its incident."""
     return Alert(
         fingerprint=row.fingerprint,
         run=row.run,
@@ -361,6 +364,78 @@ def alert_record(row: Any) -> Alert:
         last_seen_at=row.last_seen_at,
         n_seen=row.n_seen,
         episode=row.episode,
+        incident=None if row.incident_id is None or row.incident_rule is None else _incident_of(row),
+    )
+
+
+def incident_row(incident: Incident, *, run_id: int) -> Row:
+    """Return the row of table incidents for an incident, without its number."""
+    told = incident.told_severity
+    return {
+        "run_id": run_id,
+        "state": incident.state.value,
+        "severity": int(incident.severity),
+        "told_severity": None if told is None else int(told),
+        "rule": incident.rule,
+        "step": optional_integer(incident.step),
+        "tensor": incident.tensor,
+        "summary": incident.summary,
+        "opened_by": incident.opened_by,
+        "opened_at": incident.opened_at,
+        "changed_at": incident.changed_at,
+        "resolved_at": incident.resolved_at,
+        "n_alerts": integer(incident.n_alerts),
+    }
+
+
+def incident_record(row: Any) -> Incident:
+    """Return the record of an incident from its columns and the run's name."""
+    return Incident(id=row.id, run=row.run, **_incident_facts(row, ""))
+
+
+def incident_columns() -> list[Any]:
+    """Return the columns of an incident, each named `incident_...`, for statements that give alerts."""
+    return [c.label(f"incident_{c.name}") for c in table(IncidentRow).c if c.name not in {"id", "run_id"}]
+
+
+def _incident_of(row: Any) -> Incident:
+    return Incident(id=row.incident_id, run=row.run, **_incident_facts(row, "incident_"))
+
+
+def _incident_facts(row: Any, prefix: str) -> dict[str, Any]:
+    plain = ("rule", "step", "tensor", "summary", "opened_by", "opened_at", "changed_at", "resolved_at", "n_alerts")
+    facts: dict[str, Any] = {name: getattr(row, prefix + name) for name in plain}
+    told = getattr(row, prefix + "told_severity")
+    facts["state"] = AlertState(getattr(row, prefix + "state"))
+    facts["severity"] = Severity(getattr(row, prefix + "severity"))
+    facts["told_severity"] = None if told is None else Severity(told)
+    return facts
+
+
+def encode_gathering(gathering: Gathering) -> str:
+    """Return an incident and its alerts as one JSON object, for the outbox."""
+    incident = gathering.incident
+    facts = {**incident_row(incident, run_id=0), "id": incident.id, "run": incident.run}
+    facts["tensor"], facts["summary"] = printable_text(incident.tensor), printable_text(incident.summary)
+    del facts["run_id"]
+    document = {
+        "incident": facts,
+        "others": [json.loads(encode_alert(alert)) for alert in gathering.others],
+        "n_others": gathering.n_others,
+    }
+    return json.dumps(document, allow_nan=False, separators=(",", ":"))
+
+
+def decode_gathering(text: str) -> Gathering:
+    """Return what `encode_gathering` was given."""
+    document = json.loads(text)
+    facts = document["incident"]
+    facts["state"], facts["severity"] = AlertState(facts["state"]), Severity(facts["severity"])
+    facts["told_severity"] = None if facts["told_severity"] is None else Severity(facts["told_severity"])
+    return Gathering(
+        incident=Incident(**facts),
+        others=tuple(_alert_of(alert) for alert in document["others"]),
+        n_others=document["n_others"],
     )
 
 
@@ -368,13 +443,16 @@ def encode_alert(alert: Alert) -> str:
     """Return an alert as one JSON object, for the outbox."""
     document = {**alert_row(alert, run_id=0), "run": alert.run, "subject": printable_text(alert.subject)}
     document["summary"], document["unit"] = printable_text(alert.summary), printable_text(alert.unit)
-    del document["run_id"]
+    del document["run_id"], document["incident_id"]
     return json.dumps(document, allow_nan=False, separators=(",", ":"))
 
 
 def decode_alert(text: str) -> Alert:
-    """Return the alert that `encode_alert` was given."""
-    document = json.loads(text)
+    """Return the alert that `encode_alert` was given, without its incident."""
+    return _alert_of(json.loads(text))
+
+
+def _alert_of(document: dict[str, Any]) -> Alert:
     document["severity"], document["state"] = Severity(document["severity"]), AlertState(document["state"])
     document["details"] = decode_details(document["details"])
     return Alert(**document)
@@ -395,6 +473,7 @@ def notification_record(row: Any) -> Notification:
         n_attempts=row.n_attempts,
         last_error=row.last_error,
         first_receipt=row.first_receipt,
+        gathering=None if row.gathering is None else decode_gathering(row.gathering),
     )
 
 

@@ -7,6 +7,7 @@ become true together or not at all. Nothing here commits, judges or sends.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Final, cast
 
 from sqlalchemy import CursorResult, Executable, Table, delete, insert, select, update
@@ -19,6 +20,7 @@ from storage.models import (
     DistributionRow,
     DriftRow,
     FindingRow,
+    IncidentRow,
     MetaRow,
     OutboxRow,
     RunRow,
@@ -30,7 +32,7 @@ from storage.models import (
     TensorRow,
     table,
 )
-from storage.records import Alert, Finding, Snapshot
+from storage.records import Alert, Finding, Gathering, Incident, Snapshot
 
 ERROR_CHARACTERS_MAX: Final = 500
 COMMENT_CHARACTERS_MAX: Final = 500
@@ -78,6 +80,16 @@ def save_alert(session: Session, alert: Alert) -> None:
     _save(session, table(AlertRow), row, ("fingerprint", "episode"))
 
 
+def save_incident(session: Session, incident: Incident, now: float) -> Incident:
+    """Store an incident as it is now and return it with its number; one whose `id` is 0 is new."""
+    row = rows.incident_row(incident, run_id=_touch(session, incident.run, None, now))
+    if incident.id:
+        session.execute(update(IncidentRow).where(IncidentRow.id == incident.id).values(row))
+        return incident
+    statement = insert(table(IncidentRow)).values(row).returning(table(IncidentRow).c.id)
+    return replace(incident, id=int(session.execute(statement).scalar_one()))
+
+
 def enqueue(  # noqa: PLR0913 (one message has this many facts)
     session: Session,
     *,
@@ -89,14 +101,20 @@ def enqueue(  # noqa: PLR0913 (one message has this many facts)
     last_good_path: str | None,
     now: float,
     due_at: float,
+    gathering: Gathering | None = None,
 ) -> bool:
-    """Put a message for one notifier into the outbox; return False when this (notifier, deduplication_key) exists."""
+    """Put a message for one notifier into the outbox; return False when this (notifier, deduplication_key) exists.
+
+    With a `gathering` the message belongs to the conversation about that incident.
+    """
+    conversation = alert.key if gathering is None else gathering.incident.opened_by
+    fingerprint, _, episode = conversation.rpartition(".")
     row = {
         "notifier": notifier,
         "deduplication_key": deduplication_key,
         "reason": reason,
-        "fingerprint": alert.fingerprint,
-        "episode": alert.episode,
+        "fingerprint": fingerprint,
+        "episode": int(episode),
         "alert": rows.encode_alert(alert),
         "state": "pending",
         "last_good_step": encoding.optional_integer(last_good_step),
@@ -106,6 +124,8 @@ def enqueue(  # noqa: PLR0913 (one message has this many facts)
         "sent_at": None,
         "n_attempts": 0,
         "last_error": None,
+        "incident_id": None if gathering is None else gathering.incident.id,
+        "gathering": None if gathering is None else rows.encode_gathering(gathering),
     }
     return _execute(session, upsert(session, table(OutboxRow)).values(row).on_conflict_do_nothing()) > 0
 

@@ -9,8 +9,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from monitor.show.views import RunView
-from storage.records import Alert, StoredSnapshot
+from monitor.show.views import Journey, ReferenceDrift, RunView, WayPoint
+from storage.records import Alert, Incident, StoredSnapshot
 
 JsonObject = dict[str, Any]
 
@@ -34,9 +34,38 @@ def runs_document(views: Sequence[RunView]) -> list[JsonObject]:
     ]
 
 
-def history_document(run: str, snapshots: Sequence[StoredSnapshot]) -> JsonObject:
-    """Return the snapshots of one run in the order given (storage gives them oldest first)."""
-    return {"run": run, "snapshots": [_snapshot(snapshot) for snapshot in snapshots]}
+def history_document(run: str, journey: Journey, *, with_drift: bool = False) -> JsonObject:
+    """Return the snapshots of one run in the order given (storage gives them oldest first).
+
+    With `with_drift` each has a `drift` from the reference that was asked for, null where it has no reference.
+    """
+    return {"run": run, "snapshots": [_on_the_way(snapshot, journey, with_drift) for snapshot in journey.snapshots]}
+
+
+def _on_the_way(snapshot: StoredSnapshot, journey: Journey, with_drift: bool) -> JsonObject:
+    point = journey.points.get(snapshot.id, WayPoint())
+    document = {
+        **_snapshot(snapshot),
+        "update_cosine": _number(point.update_cosine),
+        "path_length": _number(point.path_length),
+        "displacement": _number(point.displacement),
+    }
+    if with_drift:
+        drift = journey.drifts.get(snapshot.id)
+        document["drift"] = None if drift is None else _drift(drift)
+    return document
+
+
+def _drift(drift: ReferenceDrift) -> JsonObject:
+    return {
+        "reference_step": drift.reference_step,
+        "reference_path": drift.reference_path,
+        "method": drift.method,
+        "relative_l2": _number(drift.relative_l2),
+        "cosine": _number(drift.cosine),
+        "n_tensors": drift.n_tensors,
+        "reason": drift.reason or None,
+    }
 
 
 def _snapshot(snapshot: StoredSnapshot) -> JsonObject:
@@ -65,7 +94,10 @@ def _snapshot(snapshot: StoredSnapshot) -> JsonObject:
 
 
 def alerts_document(alerts: Sequence[Alert]) -> list[JsonObject]:
-    """Return one object an alert, in the order given (storage gives them newest first)."""
+    """Return one object an alert, in the order given (storage gives them newest first).
+
+    `incident` is what it belongs to, with the first cause (rule, step, tensor, summary), null where it belongs to none.
+    """
     return [
         {
             "fingerprint": alert.fingerprint,
@@ -83,9 +115,25 @@ def alerts_document(alerts: Sequence[Alert]) -> list[JsonObject]:
             "opened_at": _number(alert.opened_at),
             "fired_at": _number(alert.fired_at),
             "resolved_at": _number(alert.resolved_at),
+            "incident": None if alert.incident is None else _incident(alert.incident),
         }
         for alert in alerts
     ]
+
+
+def _incident(incident: Incident) -> JsonObject:
+    return {
+        "id": incident.id,
+        "state": incident.state.value,
+        "severity": incident.severity.label,
+        "rule": incident.rule,
+        "step": incident.step,
+        "tensor": incident.tensor,
+        "summary": incident.summary,
+        "n_alerts": incident.n_alerts,
+        "opened_at": _number(incident.opened_at),
+        "resolved_at": _number(incident.resolved_at),
+    }
 
 
 def _number(value: float | None) -> float | None:

@@ -14,8 +14,9 @@ from typing import Any, ClassVar
 import pytest
 
 from alerts import registry
+from alerts.announcing import Route
 from alerts.delivery import Delivery, DeliveryPolicy, DeliveryResult
-from alerts.engine import Engine, EngineSettings, Route
+from alerts.engine import Engine, EngineSettings
 from alerts.notifier import DeliveryError, Message
 from alerts.notifiers.slack import SlackNotifier
 from storage import queries, writer

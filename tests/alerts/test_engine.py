@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import pytest
 
 from alerts import registry
-from alerts.engine import Engine, EngineSettings, RecordOutcome, Route, RunOverride
+from alerts.announcing import Route
+from alerts.engine import Engine, EngineSettings, RecordOutcome, RunOverride
 from alerts.lifecycle import Transition
 from alerts.rule import Needs, Outcome, RuleSetting
 from storage import queries, writer

@@ -11,7 +11,8 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from alerts.engine import Engine, EngineSettings, Route
+from alerts.announcing import Route
+from alerts.engine import Engine, EngineSettings
 from alerts.quiet import MaintenanceWindow, quiet_reason
 from alerts.registry import rule_setting
 from storage import queries, writer

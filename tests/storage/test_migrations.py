@@ -22,6 +22,7 @@ from storage.database import open_database
 from storage.errors import DatabaseErrorKind, MigrationError, NewerSchemaError
 from storage.migrations.__main__ import SCRIPTS, configuration, upgrade
 from storage.models import Base
+from storage.records import Severity
 from tests.support.stored import make_snapshot
 
 HEAD = migrations.HEAD  # as this release has it; some tests pretend otherwise
@@ -298,4 +299,39 @@ def test_what_an_older_release_wrote_is_still_there_after_the_upgrade_that_adds_
         assert [silence.id for silence in telling.silences(session, now=5.0)] == [number]
         assert [run.run for run in queries.runs(session)] == ["gpt"]
     opened.close()
+    assert revision(path) == HEAD
+
+
+def test_what_fired_in_an_older_release_becomes_one_incident_a_run_told_as_far_as_its_alerts_were(path: Path) -> None:
+    upgrade(url(path), target="0003")
+    columns = "fingerprint, episode, run_id, rule, severity, state, subject, step, unit, summary, details, opened_at"
+    engine = create_engine(url(path), poolclass=NullPool)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("INSERT INTO runs VALUES (1, 'gpt', '/data', 1, 1, 5.0, 5.0)")
+        connection.exec_driver_sql("INSERT INTO runs VALUES (2, 'bert', '/data', 1, 1, 5.0, 5.0)")
+        for fact in (
+            "'a', 2, 1, 'nonfinite', 30, 'firing', 'w', 7",
+            "'b', 1, 1, 'loss_spike', 20, 'firing', '', 8",
+            "'c', 1, 1, 'overfit', 20, 'resolved', '', 8",
+            "'d', 1, 2, 'overfit', 20, 'firing', '', 9",
+            "'e', 1, 2, 'dead_units', 10, 'firing', '', 9",
+        ):
+            connection.exec_driver_sql(
+                f"INSERT INTO alerts ({columns}, last_seen_at, n_seen) VALUES ({fact}, '', 'it hit', '[]', 5.0, 6.0, 1)"
+            )
+        connection.exec_driver_sql(
+            "INSERT INTO outbox (notifier, deduplication_key, reason, fingerprint, episode, alert, state, created_at,"
+            " due_at, n_attempts) VALUES ('x', 'k', 'firing', 'a', 2, '{}', 'sent', 5.0, 5.0, 1)"
+        )
+    opened = open_database(str(path))
+    with opened.read() as session:
+        by_name = {a.fingerprint: a.incident for a in queries.alerts(session)}
+    opened.close()
+    gpt, bert = by_name["a"], by_name["d"]
+    assert gpt is not None
+    assert bert is not None
+    assert by_name["b"] == gpt
+    assert (by_name["c"], by_name["e"]) == (None, None)
+    assert (gpt.rule, gpt.step, gpt.tensor, gpt.opened_by, gpt.n_alerts) == ("nonfinite", 7, "w", "a.2", 2)
+    assert (gpt.told_severity, bert.told_severity) == (Severity.CRITICAL, None)
     assert revision(path) == HEAD

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from alerts.message import compose
 from alerts.notifier import DeliveryError, Notifier
 from alerts.notifiers.webhook import WebhookNotifier
 from alerts.registry import OptionsError, notifier_config
-from storage.records import AlertState
+from storage.records import Alert, AlertState, Gathering, Incident
+from storage.rows import decode_gathering, encode_gathering
 from tests.support import json_schema
 from tests.support.alert_series import START
 from tests.support.golden import check_golden
@@ -57,6 +59,32 @@ def test_the_golden_documents() -> None:
         ("resolved", make_notification(alert=over, reason="resolved", last_good_step=None, last_good_path=None)),
     ):
         check_golden(f"webhook_{name}.json", document(notification, compose(notification)))
+
+
+@given(alert=any_alert, others=st.lists(any_alert, max_size=3))
+def test_every_document_of_an_incident_is_as_the_schema_says(alert: Alert, others: list[Alert]) -> None:
+    incident = Incident(
+        id=1,
+        run=alert.run,
+        state=AlertState.FIRING,
+        severity=alert.severity,
+        told_severity=None,
+        rule=alert.rule,
+        step=alert.step,
+        tensor=alert.subject,
+        summary=alert.summary,
+        opened_by=alert.key,
+        opened_at=alert.opened_at,
+        changed_at=alert.opened_at,
+        resolved_at=None,
+        n_alerts=1 + len(others),
+    )
+    about = Gathering(incident=incident, others=tuple(others), n_others=len(others))
+    notification = make_notification(alert=alert, gathering=about)
+    plain = replace(about, others=(), incident=replace(incident, tensor="", summary=""))  # texts are made printable
+    assert decode_gathering(encode_gathering(plain)) == plain
+    written = json.dumps(document(notification, compose(notification)), allow_nan=False)
+    assert json_schema.errors(json.loads(written), SCHEMA) == []
 
 
 @given(alert=any_alert, path=st.none() | st.text(st.characters(codec=None), max_size=50))

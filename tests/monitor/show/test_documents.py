@@ -52,6 +52,7 @@ def test_an_alert_names_its_rule_state_and_subject() -> None:
     assert document["subject"] == "transformer.h.3.attn.weight"
     assert document["opened_at"] == NOW - 300
     assert document["resolved_at"] == NOW
+    assert document["incident"] is None
 
 
 def test_a_number_that_is_not_finite_becomes_null() -> None:
