@@ -19,7 +19,7 @@ from prometheus_client import CollectorRegistry
 
 from alerts import registry as alert_registry
 from alerts.delivery import Delivery, DeliveryPolicy, DeliveryResult, MessageExtras
-from alerts.engine import Engine, RecordOutcome
+from alerts.engine import Engine, EngineSettings, RecordOutcome
 from alerts.illustration import Illustrator
 from alerts.lifecycle import NOTIFIED
 from alerts.notifier import Notifier
@@ -128,15 +128,32 @@ class Daemon:
             rules=[s.name for s in settings.rules],
             exporters=config.export.names if self._options.serves else (),
         )
-        url = config.storage.url or default_database_url()
+        self._scheduler: BackgroundScheduler | None = None
+        self._hints: EventHints | None = None
+        self._server: ServerHandle | None = None
+        self._known_crashes = 0
+        self._thinned_at = 0.0
+        self._thinned: dict[str, int] = {}  # how many snapshots a run had when its sketches were thinned
+        self._known_events = 0
+        self._known_overflows = 0
         self._recording: Recording | None = None
-        if self._options.records_alone:
-            self._recording = open_for_recording(url, now=clock(), is_damaged=self._options.is_damaged)
-            self.telemetry.database_set_aside.set(newest_set_aside(url) or 0.0)
-            self.database: Database = self._recording.database
-        else:
-            self.database = open_database(url)
+        self.database = self._opened(config.storage.url or default_database_url())
         reach("start.opened")
+        try:
+            self._build(settings, notifiers)
+        except BaseException:
+            self._close_database()
+            raise
+
+    def _opened(self, url: str) -> Database:
+        if not self._options.records_alone:
+            return open_database(url)
+        self._recording = open_for_recording(url, now=self._clock(), is_damaged=self._options.is_damaged)
+        self.telemetry.database_set_aside.set(newest_set_aside(url) or 0.0)
+        return self._recording.database
+
+    def _build(self, settings: EngineSettings, notifiers: dict[str, Notifier]) -> None:
+        config, clock = self.config, self._clock
         self._pool = WorkerPool(pool_options(config))
         self._engine = Engine(settings, clock=clock, exists=is_still_there)
         self._severity_told_min = min((route.severity_min for route in settings.routes), default=None)
@@ -178,14 +195,6 @@ class Daemon:
             interval_seconds=config.export.interval_seconds,
             telemetry=self.telemetry,
         )
-        self._scheduler: BackgroundScheduler | None = None
-        self._hints: EventHints | None = None
-        self._server: ServerHandle | None = None
-        self._known_crashes = 0
-        self._thinned_at = 0.0
-        self._thinned: dict[str, int] = {}  # how many snapshots a run had when its sketches were thinned
-        self._known_events = 0
-        self._known_overflows = 0
         self.telemetry.watch_backlog(self._oldest_seconds)
         self._collect_storage({s.name: s.severity or s.rule.severity for s in settings.rules})
 
@@ -284,6 +293,9 @@ class Daemon:
         if self._server is not None:
             self._server.stop()
         reach("close.database")
+        self._close_database()
+
+    def _close_database(self) -> None:
         if self._recording is not None:
             self._recording.close()
         self.database.close()

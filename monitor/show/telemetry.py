@@ -64,17 +64,6 @@ class Telemetry:
         self.event_overflows = Counter(
             "ckptwatch_event_overflows", "Times that events were lost and a scan took their place.", registry=registry
         )
-        self.database_writable = Gauge(
-            "ckptwatch_database_writable", "1 when the last use of the database worked, else 0.", registry=registry
-        )
-        self.database_errors = Counter(
-            "ckptwatch_database_errors", "Times that the database could not be used.", registry=registry
-        )
-        self.database_set_aside = Gauge(
-            "ckptwatch_database_set_aside_timestamp_seconds",
-            "Unix time when a damaged database was last set aside, 0 when none lies beside the present one.",
-            registry=registry,
-        )
         self.worker_crashes = Counter("ckptwatch_worker_crashes", "Measuring processes that died.", registry=registry)
         self.rule_errors = Counter(
             "ckptwatch_rule_errors", "Rules that failed with an unexpected error.", ["rule"], registry=registry
@@ -106,7 +95,21 @@ class Telemetry:
         self.export_failures = Counter(
             "ckptwatch_export_failures", "Exports of metrics that failed.", ["exporter"], registry=registry
         )
+        self._watch_database(registry)
         self._initialise(notifiers, rules, exporters)
+
+    def _watch_database(self, registry: CollectorRegistry) -> None:
+        self.database_writable = Gauge(
+            "ckptwatch_database_writable", "1 when the last use of the database worked, else 0.", registry=registry
+        )
+        self.database_errors = Counter(
+            "ckptwatch_database_errors", "Times that the database could not be used.", registry=registry
+        )
+        self.database_set_aside = Gauge(
+            "ckptwatch_database_set_aside_timestamp_seconds",
+            "Unix time when a damaged database was last set aside, 0 when none lies beside the present one.",
+            registry=registry,
+        )
 
     def _initialise(self, notifiers: Iterable[str], rules: Iterable[str], exporters: Iterable[str]) -> None:
         for problem in ProblemKind:
