@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 PYTEST_ARGS ?= -n 2
 FUZZ_ARGS ?= --seconds 30
 
-.PHONY: demo test test-long check fuzz format bench docs golden clean
+.PHONY: demo test test-long check fuzz format bench bench-detection docs golden clean
 
 $(VENV)/pip.stamp:
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +41,9 @@ fuzz: $(VENV)/dev.stamp ## damage checkpoints of every format at random, for a b
 
 bench: $(VENV)/dev.stamp ## figures, as ratios measured in one run
 	$(BIN)/python -m benchmarks
+
+bench-detection: $(VENV)/dev.stamp ## faults found and false alarms, over real trainings; DETECTION_ARGS=--full for ten seeds
+	$(BIN)/python -m benchmarks.detection $(DETECTION_ARGS)
 
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix .
