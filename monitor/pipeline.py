@@ -24,7 +24,7 @@ from monitor.read.directories import unit_files
 from monitor.read.reader import LimitError
 from monitor.watch.runs import next_attempt, signature
 from monitor.watch.scanner import stat_file
-from storage import queries
+from storage import queries, sketches
 from storage.database import Database
 from storage.failpoints import reach
 from storage.records import Checkpoint, FileStat, Problem, ProblemKind, Snapshot, SnapshotStatus, StoredSnapshot
@@ -105,10 +105,16 @@ class Pipeline:
             stored = queries.reference(session, checkpoint.run, attempt, step=step, written_at=checkpoint.written_at)
             reference = None
             if stored is not None:
+                before = queries.reference(
+                    session, checkpoint.run, attempt, step=stored.step, written_at=stored.written_at
+                )
+                weights = dict(sketches.weights(session, [stored.id] + ([before.id] if before else [])))
                 reference = Reference(
                     snapshot=stored,
                     tensors=queries.tensors(session, stored.id, with_sketch=True),
                     scalars=queries.scalars(session, stored.id),
+                    weights=weights.get(stored.id),
+                    weights_before=weights.get(before.id) if before else None,
                 )
         if stored is None or flight.compared is None or stored.id != flight.compared.id:
             measured = dataclasses.replace(measured, exact_drifts=())

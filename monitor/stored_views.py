@@ -10,9 +10,20 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from alerts.verdict import health, last_good
+from monitor import stored_journey
 from monitor.measure.histogram import BINS_PER_SIGN, bin_edges
 from monitor.pipeline import is_still_there
-from monitor.show.views import AlertQuery, Course, Measurement, RunView, SourceError, Sources, TensorMoment
+from monitor.show.views import (
+    AlertQuery,
+    Course,
+    DriftQuery,
+    Journey,
+    Measurement,
+    RunView,
+    SourceError,
+    Sources,
+    TensorMoment,
+)
 from storage import queries, series
 from storage.database import Database
 from storage.errors import DatabaseError
@@ -56,6 +67,7 @@ class StoredViews:
             measurement=self.measurement,
             course=self.course,
             tensor=self.tensor,
+            journey=self.journey,
         )
 
     def forget(self) -> None:
@@ -120,6 +132,14 @@ class StoredViews:
             TensorMoment(snapshot=stored, tensor=tensor, drift=drifts.get(stored.id), bins=_bins(tensor.histogram))
             for stored, tensor in found
         ]
+
+    def journey(self, run: str, limit: int, query: DriftQuery | None = None) -> Journey | None:
+        """Return the latest `limit` snapshots of a run on its path, with drift where asked for; None for no such run.
+
+        Raises QuestionError for a query that makes no sense for this run.
+        """
+        with _readable():
+            return stored_journey.journey(self._database, run, limit, query)
 
     def _build(self, now: float) -> list[RunView]:
         kept: dict[str, _Kept] = {}

@@ -215,6 +215,17 @@ def sketch_row(summary: TensorSummary, *, snapshot_id: int) -> Row | None:
     }
 
 
+def weight_sketch_row(sketch: Sketch, *, snapshot_id: int) -> Row:
+    """Return the row of table weight_sketches for the sketch of all parameters."""
+    return {
+        "snapshot_id": snapshot_id,
+        "n_buckets": integer(sketch.n_buckets),
+        "seed": integer(sketch.seed),
+        "dtype": sketch.dtype,
+        "values": sketch.values,
+    }
+
+
 def tensor_summary(row: Any, sketch: Sketch | None = None) -> TensorSummary:
     """Return the record of a tensor from the columns of tensors, tensor_statistics and tensor_distributions."""
     return TensorSummary(

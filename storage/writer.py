@@ -30,6 +30,7 @@ from storage.models import (
     SnapshotRow,
     StatisticsRow,
     TensorRow,
+    WeightSketchRow,
     table,
 )
 from storage.records import Alert, Finding, Gathering, Incident, Snapshot
@@ -48,15 +49,10 @@ def add_snapshot(session: Session, snapshot: Snapshot) -> int | None:
     """
     checkpoint = snapshot.checkpoint
     run_id = _touch(session, checkpoint.run, checkpoint.root, snapshot.measured_at)
-    key = (
-        SnapshotRow.run_id == run_id,
-        SnapshotRow.path == checkpoint.path,
-        SnapshotRow.signature == checkpoint.signature,
-    )
     row = rows.snapshot_row(snapshot, run_id=run_id, sort_step=_sort_step(session, snapshot, run_id))
-    if _execute(session, upsert(session, table(SnapshotRow)).values(row).on_conflict_do_nothing()) == 0:
+    snapshot_id = _insert_new(session, SnapshotRow, row, ("run_id", "path", "signature"))
+    if snapshot_id is None:
         return None
-    snapshot_id = session.execute(select(SnapshotRow.id).where(*key)).scalar_one()
     session.execute(
         update(RunRow).where(RunRow.id == run_id, RunRow.attempt < snapshot.attempt).values(attempt=snapshot.attempt)
     )
@@ -64,6 +60,9 @@ def add_snapshot(session: Session, snapshot: Snapshot) -> int | None:
     if scalars is not None:
         session.execute(insert(table(ScalarsRow)), [{"snapshot_id": snapshot_id, "scalars": scalars}])
     _add_tensors(session, snapshot, run_id, snapshot_id)
+    if snapshot.weights is not None:
+        weights = rows.weight_sketch_row(snapshot.weights, snapshot_id=snapshot_id)
+        session.execute(insert(table(WeightSketchRow)), [weights])
     return snapshot_id
 
 
@@ -127,7 +126,7 @@ def enqueue(  # noqa: PLR0913 (one message has this many facts)
         "incident_id": None if gathering is None else gathering.incident.id,
         "gathering": None if gathering is None else rows.encode_gathering(gathering),
     }
-    return _execute(session, upsert(session, table(OutboxRow)).values(row).on_conflict_do_nothing()) > 0
+    return _insert_new(session, OutboxRow, row, ("notifier", "deduplication_key")) is not None
 
 
 def mark_sent(session: Session, notification_id: int, now: float, receipt: str | None = None) -> None:
@@ -198,6 +197,22 @@ def upsert(session: Session, target: Table) -> sqlite.Insert | postgresql.Insert
     if session.get_bind().dialect.name == "postgresql":
         return postgresql.insert(target)
     return sqlite.insert(target)
+
+
+def _insert_new(
+    session: Session, model: type[SnapshotRow | OutboxRow], row: rows.Row, key: Sequence[str]
+) -> int | None:
+    """Insert a row and return its number, None when one with the same key is there already.
+
+    Nothing can come between the two statements, since a writing session has the database's one write lock.
+    """
+    columns = table(model).c
+    same = (columns[name] == row[name] for name in key)
+    if session.execute(select(columns.id).where(*same)).first() is not None:
+        return None
+    done = cast("CursorResult[Any]", session.execute(insert(table(model)).values(row)))
+    assert done.inserted_primary_key is not None
+    return int(done.inserted_primary_key[0])
 
 
 def _execute(session: Session, statement: Executable) -> int:

@@ -47,6 +47,46 @@ class PlanePath:
     share: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathPoint:
+    """Where a snapshot lies on the path of its run.
+
+    `path_length` is the length of the way from the first snapshot, `displacement` the straight distance from it, both
+    L2 norms. `update_cosine` is as for `update_cosine`.
+    """
+
+    update_cosine: float | None
+    path_length: float
+    displacement: float
+
+
+class Follower:
+    """Follows a run of any length, one snapshot after the other, and holds no more than three of them."""
+
+    def __init__(self) -> None:
+        self._first: Sketch | None = None
+        self._origin = self._last = self._update = np.empty(0)
+        self._length = 0.0
+        self._is_first_update = True
+
+    def follow(self, weights: Sketch) -> PathPoint:
+        """Take the next snapshot; where it cannot be compared with the first one, a new path begins with it."""
+        values = sketch.to_array(weights)
+        if self._first is None or not sketch.comparable(self._first, weights) or values.shape != self._origin.shape:
+            self._first, self._origin, self._last = weights, values, values
+            self._length, self._is_first_update = 0.0, True
+            return PathPoint(update_cosine=None, path_length=0.0, displacement=0.0)
+        update = values - self._last
+        cosine = None
+        if not self._is_first_update:
+            floor = _rounding((self._first, weights), (self._origin, values))
+            cosine = _cosine(self._update, update, floor=floor)
+        self._update, self._last, self._is_first_update = update, values, False
+        step, displacement = _norms(np.array([update, values - self._origin]))
+        self._length += float(step)
+        return PathPoint(update_cosine=cosine, path_length=self._length, displacement=float(displacement))
+
+
 def update_cosine(older: Sketch, old: Sketch, new: Sketch) -> float | None:
     """Return the cosine between the update old - older and the update new - old, -1..1.
 

@@ -87,6 +87,67 @@ class TensorMoment:
     bins: tuple[tuple[float, float, int], ...] = ()
 
 
+class QuestionError(Exception):
+    """What was asked makes no sense for this run; the message says why and what could be asked."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DriftQuery:
+    """From where drift is asked for, and of what.
+
+    `against` is "first" or "previous" (of the same attempt), "best" (the lowest logged validation loss, else the lowest
+    logged training loss, else the last good one) or a step. `tensors` is a name or glob of tensors of any kind, None
+    for all parameters.
+    """
+
+    against: str
+    tensors: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReferenceDrift:
+    """How far a snapshot lies from a reference, over all parameters or over the tensors asked for.
+
+    `method` is "exact" or "sketch". `relative_l2` is |w - w0| / |w0| and `cosine` that of the angle between both;
+    where they are None `reason` says why, else it is "". `n_tensors` counts the tensors compared, None for all
+    parameters.
+    """
+
+    reference_step: int | None
+    reference_path: str
+    method: str
+    relative_l2: float | None
+    cosine: float | None
+    n_tensors: int | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WayPoint:
+    """Where a snapshot lies on the path of its attempt.
+
+    `update_cosine` is the cosine between the update to it and the one before, `path_length` the length of the path from
+    the first snapshot of the attempt, `displacement` the straight distance from there (L2 norms over all parameters,
+    estimated from sketches). All are None where a parameter is not finite or was not measured.
+    """
+
+    update_cosine: float | None = None
+    path_length: float | None = None
+    displacement: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Journey:
+    """The latest snapshots of a run, oldest first, with their places on its path and the drift that was asked for.
+
+    `points` and `drifts` are by the number of a snapshot; `drifts` is empty when none was asked for.
+    """
+
+    snapshots: tuple[StoredSnapshot, ...]
+    points: Mapping[int, WayPoint] = field(default_factory=dict)
+    drifts: Mapping[int, ReferenceDrift] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AlertQuery:
     """Which alerts are asked for: all runs and states when None, opened or seen since `since` (Unix seconds)."""
@@ -104,7 +165,8 @@ class Sources:
     `history(run, limit)` gives the latest `limit` snapshots of a run, oldest first, or None for an unknown run.
     `measurement(snapshot_id)` gives the tensors of one snapshot, without sketches. `course(snapshot_ids)` gives the
     parameters of several in few facts. `tensor(run, name, limit)` gives one tensor in the latest `limit` snapshots
-    that hold it, oldest first; empty for an unknown one.
+    that hold it, oldest first; empty for an unknown one. `journey(run, limit, query)` gives what `history` does with
+    the path of the weights, and with drift where a query is given; it raises QuestionError for one that makes no sense.
     """
 
     views: Callable[[], Sequence[RunView]]
@@ -113,3 +175,4 @@ class Sources:
     measurement: Callable[[int], Measurement]
     course: Callable[[Sequence[int]], Course]
     tensor: Callable[[str, str, int], Sequence[TensorMoment]]
+    journey: Callable[[str, int, DriftQuery | None], Journey | None]

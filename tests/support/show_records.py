@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from monitor.show.views import AlertQuery, Course, Measurement, RunView, SourceError, Sources, TensorMoment
+from monitor.show.views import (
+    AlertQuery,
+    Course,
+    DriftQuery,
+    Journey,
+    Measurement,
+    QuestionError,
+    ReferenceDrift,
+    RunView,
+    SourceError,
+    Sources,
+    TensorMoment,
+    WayPoint,
+)
 from storage.records import (
     Alert,
     AlertState,
@@ -167,6 +180,8 @@ class MemorySources:
     measurements: Mapping[int, Measurement] = field(default_factory=dict)
     courses: Course = field(default_factory=Course)
     moments: Mapping[str, Sequence[TensorMoment]] = field(default_factory=dict)
+    points: Mapping[int, WayPoint] = field(default_factory=dict)
+    drifts: Mapping[str, Mapping[int, ReferenceDrift]] = field(default_factory=dict)  # by what they are asked against
     error: str | None = None
     n_measurements: int = 0
 
@@ -202,6 +217,15 @@ class MemorySources:
         self._fail()
         return [moment for moment in self.moments.get(name, ()) if moment.snapshot.run == run][-limit:]
 
+    def journey(self, run: str, limit: int, query: DriftQuery | None) -> Journey | None:
+        snapshots = self.history(run, limit)
+        if snapshots is None:
+            return None
+        if query is not None and query.against not in self.drifts:
+            raise QuestionError(f"{query.against!r} is no reference")
+        drifts = {} if query is None else self.drifts[query.against]
+        return Journey(snapshots=tuple(snapshots), points=self.points, drifts=drifts)
+
     def _fail(self) -> None:
         if self.error is not None:
             raise SourceError(self.error)
@@ -215,4 +239,5 @@ class MemorySources:
             measurement=self.measurement,
             course=self.course,
             tensor=self.tensor,
+            journey=self.journey,
         )

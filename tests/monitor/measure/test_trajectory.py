@@ -158,3 +158,25 @@ def test_the_ends_of_float64_do_no_harm() -> None:
         assert trajectory.drift_matrix(sketches)[0] == pytest.approx([0.0, 3 * scale, 6 * scale])
         assert trajectory.update_cosine(*sketches) == pytest.approx(1.0)
         assert trajectory.path_in_two_dimensions(sketches).points[0][0] == pytest.approx(-3 * scale)
+
+
+@every_path
+def test_following_a_run_snapshot_by_snapshot_finds_the_same(kind: str) -> None:
+    sketches = sketches_of(PATHS[kind])
+    follower = trajectory.Follower()
+    points = [follower.follow(s) for s in sketches]
+    assert [p.path_length for p in points] == pytest.approx(trajectory.path_lengths(sketches))
+    assert [p.displacement for p in points] == pytest.approx(trajectory.displacements(sketches))
+    assert [p.update_cosine for p in points][:2] == [None, None]
+    assert [p.update_cosine for p in points][2:] == pytest.approx(trajectory.update_cosines(sketches)[2:])
+
+
+def test_a_new_path_begins_where_the_weights_are_others() -> None:
+    follower = trajectory.Follower()
+    for s in (*sketches_of(path_of(WALK, 4)), *sketches_of(path_of(WALK, 1), seed=9)):
+        point = follower.follow(s)
+    assert point == trajectory.PathPoint(update_cosine=None, path_length=0.0, displacement=0.0)
+    after = [follower.follow(s) for s in sketches_of(path_of(WALK, 3), seed=9)[1:]]
+    assert after[0].update_cosine is None
+    assert after[0].path_length == pytest.approx(after[0].displacement)
+    assert after[1].update_cosine is not None
