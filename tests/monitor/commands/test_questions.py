@@ -59,6 +59,28 @@ def test_history_tells_every_snapshot_oldest_first(cli: Cli, stored: Stored) -> 
     assert [s["step"] for s in latest["snapshots"]] == [40]
 
 
+def test_history_tells_how_far_each_snapshot_lies_from_a_reference(cli: Cli, stored: Stored) -> None:
+    for against, references in (("first", [None, 10, 10]), ("previous", [None, 10, 20]), ("20", [20, 20, 20])):
+        ended = cli("history", "runs/good", "--against", against, "--db", stored.database, "--json")
+        drifts = [s["drift"] for s in ended.document["snapshots"]]
+        assert [d and d["reference_step"] for d in drifts] == references
+        assert all(d is None or (d["relative_l2"] >= 0 and d["reason"] is None) for d in drifts)
+    text = cli("history", "runs/good", "--against", "first", "--db", stored.database).out
+    assert "drift of all parameters from the first" in text
+    assert "as the crow flies" in text
+    one = cli("history", "runs/good", "--tensor", "*.weight", "--db", stored.database, "--json")
+    assert one.document["snapshots"][1]["drift"]["n_tensors"] >= 1
+    bad = cli("history", "runs/bad", "--against", "first", "--db", stored.database)
+    assert bad.code == 0
+
+
+@pytest.mark.parametrize("question", [["--against", "25"], ["--against", "worst"], ["--tensor", "nothing.*"]])
+def test_a_reference_that_the_run_does_not_have_ends_with_2(cli: Cli, stored: Stored, question: list[str]) -> None:
+    ended = cli("history", "runs/good", *question, "--db", stored.database, "--json")
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err.startswith("ckptwatch: ")
+
+
 def test_history_tells_why_a_checkpoint_could_not_be_read(cli: Cli, stored: Stored) -> None:
     (snapshot,) = cli("history", "runs/broken", "--db", stored.database, "--json").document["snapshots"]
     assert (snapshot["status"], snapshot["problem"]["kind"]) == ("failed", "truncated")
