@@ -58,8 +58,8 @@ def test_the_wheel_holds_the_three_packages_whole_and_nothing_else(wheel: Path) 
     }
     assert packed == sources
     assert {f"{package}/py.typed" for package in PACKAGES} <= packed
-    for data in ("monitor/show/web/templates/layout.html", "monitor/show/web/static/style.css"):
-        assert data in packed
+    for data in ("templates/layout.html", "static/style.css", "static/htmx.min.js", "static/VENDORED.md"):
+        assert f"monitor/show/web/{data}" in packed
     assert any(name.startswith("storage/migrations/versions/") for name in packed)
     metadata = names - packed
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in metadata)

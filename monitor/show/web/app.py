@@ -21,7 +21,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from monitor.show.documents import alerts_document, history_document, runs_document
-from monitor.show.views import AlertQuery, DriftQuery, QuestionError, RunView, SourceError, Sources
+from monitor.show.views import AlertQuery, RunView, SourceError, Sources
 from monitor.show.visible_text import visible
 from monitor.show.web.addresses import TENSOR_PATH, names_of
 from monitor.show.web.guard import Guard, WebSettings
@@ -31,7 +31,6 @@ from monitor.show.web.tensor_page import MOMENTS_SHOWN_MAX
 from storage.records import AlertState
 
 ROWS_MAX = 500
-QUERY_CHARACTERS_MAX = 500
 GZIP_BYTES_MIN = 1024
 _GZIP_LEVEL = 1  # a scrape should be quick; level 9 costs five times as much for a tenth less
 
@@ -158,14 +157,10 @@ class _Handlers:
 
     def api_history(self, request: Request) -> Response:
         run = request.path_params["run"]
-        query = _drift_query(request)
-        try:
-            journey = self._sources.journey(run, _limit(request), query)
-        except QuestionError as error:
-            raise HTTPException(400, str(error)) from error
-        if journey is None:
+        snapshots = self._sources.history(run, _limit(request))
+        if snapshots is None:
             raise HTTPException(404, "no such run; /api/v1/runs lists them")
-        return _json(history_document(run, journey, with_drift=query is not None))
+        return _json(history_document(run, snapshots))
 
     def api_alerts(self, request: Request) -> Response:
         state = request.query_params.get("state")
@@ -207,16 +202,6 @@ def _limit(request: Request) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= 6 and 1 <= int(text) <= ROWS_MAX):
         raise HTTPException(400, f"limit: a whole number from 1 to {ROWS_MAX}")
     return int(text)
-
-
-def _drift_query(request: Request) -> DriftQuery | None:
-    """Return from where drift is asked for; `tensor` alone means drift from the snapshot before."""
-    against, tensor = request.query_params.get("against"), request.query_params.get("tensor")
-    if against is None and tensor is None:
-        return None
-    if len(against or "") > QUERY_CHARACTERS_MAX or len(tensor or "") > QUERY_CHARACTERS_MAX:
-        raise HTTPException(400, f"against, tensor: at most {QUERY_CHARACTERS_MAX} characters")
-    return DriftQuery(against=against or "previous", tensors=tensor)
 
 
 def _since(request: Request) -> float | None:

@@ -30,6 +30,12 @@ SNAPSHOTS_SHOWN_MAX = 200
 ALERTS_SHOWN_MAX = 50
 CHART_SNAPSHOTS_MAX = 80  # two pixels each on a narrow card
 TEXT_CHARACTERS_MAX = 400
+MEDIA_TYPES = {
+    "style.css": "text/css; charset=utf-8",
+    "icon.svg": "image/svg+xml",
+    "htmx.min.js": "text/javascript; charset=utf-8",
+    "page.js": "text/javascript; charset=utf-8",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,9 +50,9 @@ class Asset:
 def load_assets() -> dict[str, Asset]:
     """Return the static files by their plain name; the hash in each address lets browsers keep them for ever."""
     assets: dict[str, Asset] = {}
-    for name, media_type in (("style.css", "text/css; charset=utf-8"), ("icon.svg", "image/svg+xml")):
+    for name, media_type in MEDIA_TYPES.items():
         content = files("monitor.show.web").joinpath("static", name).read_bytes()
-        stem, _, suffix = name.partition(".")
+        stem, _, suffix = name.rpartition(".")
         url = f"/static/{stem}.{hashlib.sha256(content).hexdigest()[:12]}.{suffix}"
         assets[name] = Asset(url=url, content=content, media_type=media_type)
     return assets

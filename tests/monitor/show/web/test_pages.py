@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+import importlib.resources
 import re
 from collections import Counter
 from dataclasses import replace
@@ -216,9 +218,14 @@ def test_hidden_characters_are_spelled_out() -> None:
     assert any("gnp.\\u202etxt" in text for text in overview(view("gnp.\u202etxt")).texts)
 
 
-def test_a_page_has_no_inline_style_no_script_and_loads_nothing_foreign() -> None:
+def test_a_page_has_no_inline_style_no_inline_script_and_loads_nothing_foreign() -> None:
     document = PLAIN
-    assert not document.elements["script"]
+    scripts = re.findall(r"<script[^>]*>[^<]*</script>", PAGES.overview([], NOW))
+    own = {asset.url for name, asset in ASSETS.items() if name.endswith(".js")}
+    assert scripts == [
+        f'<script src="{url}" defer></script>' for url in (ASSETS["htmx.min.js"].url, ASSETS["page.js"].url)
+    ]
+    assert {match for script in scripts for match in re.findall(r'src="([^"]+)"', script)} == own
     assert not document.elements["style"]
     assert not any(name == "style" or name.startswith("on") for name in document.attributes)
     style = ASSETS["style.css"].content.decode()
@@ -227,8 +234,18 @@ def test_a_page_has_no_inline_style_no_script_and_loads_nothing_foreign() -> Non
 
 
 def test_the_page_asks_again_only_when_told_to() -> None:
-    assert 'http-equiv="refresh" content="5"' in PAGES.overview([], NOW)
-    assert "http-equiv" not in Pages(ASSETS, refresh_seconds=0).overview([], NOW)
+    asking = PAGES.overview([], NOW)
+    assert 'hx-trigger="every 5s"' in asking
+    assert '<noscript><meta http-equiv="refresh" content="5"></noscript>' in asking
+    still = Pages(ASSETS, refresh_seconds=0).overview([], NOW)
+    assert not re.search("http-equiv|hx-|<script", still)
+
+
+def test_what_others_wrote_is_named_with_licence_and_checksum() -> None:
+    table = importlib.resources.files("monitor.show.web").joinpath("static", "VENDORED.md").read_text()
+    digest = hashlib.sha256(ASSETS["htmx.min.js"].content).hexdigest()
+    assert f"| 0BSD | {digest} |" in table
+    assert "Zero-Clause BSD" in table
 
 
 def test_the_address_of_a_run_holds_any_name() -> None:
