@@ -21,7 +21,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, m
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from storage import migrations, sqlite
+from storage import migrations, postgresql, sqlite
 from storage.errors import (
     ERROR_CLASSES,
     DatabaseError,
@@ -85,7 +85,8 @@ class Database:
         """Lend the one writing session: committed at the end, rolled back on any exception; raise a DatabaseError.
 
         It takes the write lock before the first statement, so what it reads stays true until it commits. Writers of
-        this process wait for each other, those of other processes for at most the busy timeout. Not reentrant.
+        this process wait for each other, those of other processes (and of other machines, with PostgreSQL) for at most
+        the busy timeout. Not reentrant.
         """
         if self._writer_thread == threading.get_ident():
             raise RuntimeError("a write session of this thread is already open")
@@ -95,7 +96,9 @@ class Database:
         try:
             self._check_in_place()
             with Session(self._writing, autoflush=False, expire_on_commit=False) as session, session.begin():
-                session.connection()
+                connection = session.connection()
+                if self._path is None:
+                    postgresql.take_write_lock(connection)
                 reach("write.begin")
                 yield session
                 reach("write.commit")
@@ -146,8 +149,8 @@ def open_database(url: str) -> Database:
         engine = _make_engine(address)
     except (ImportError, NoSuchModuleError) as error:
         raise UnsupportedDatabaseError(
-            f"database {where}: its driver is missing; install it, for PostgreSQL `pip install 'psycopg[binary]'` "
-            f"and an address that begins with postgresql+psycopg:// ({error})"
+            f"database {where}: its driver is missing; install it with `pip install 'ckptwatch[postgresql]'` "
+            f"and write an address that begins with postgresql:// ({error})"
         ) from error
     path = Path(str(address.database)) if address.get_backend_name() == "sqlite" else None
     try:
@@ -181,6 +184,8 @@ def parse_url(url: str) -> URL:
         ) from error
     if address.get_backend_name() not in {"sqlite", "postgresql"}:
         raise UnsupportedDatabaseError(f"database {display_url(address)}: only sqlite and postgresql can be used")
+    if address.drivername == "postgresql":
+        return address.set(drivername="postgresql+psycopg")  # the one driver that we know
     if address.get_backend_name() == "sqlite":
         if address.database in {None, "", ":memory:"} or str(address.database).startswith("file:"):
             raise UnsupportedDatabaseError(
@@ -249,6 +254,8 @@ def _bring_up_to_date(engine: Engine, address: URL, where: str) -> None:
         return
     if revision is None:
         with engine.execution_options(ckptwatch_mode="write").connect() as connection, connection.begin():
+            if connection.dialect.name == "postgresql":
+                postgresql.take_schema_lock(connection)
             # Another process may have been faster between the look and the lock.
             if _revision(connection, where) is None:
                 _create(connection)

@@ -165,6 +165,26 @@ _SQLITE_KINDS: dict[str, DatabaseErrorKind] = {
     "SQLITE_CONSTRAINT": DatabaseErrorKind.CONFLICT,
 }
 
+# By https://www.postgresql.org/docs/current/errcodes-appendix.html; a whole code counts before its class.
+_SQLSTATE_KINDS: dict[str, DatabaseErrorKind] = {
+    "40001": DatabaseErrorKind.LOCKED,  # serialization failure
+    "40P01": DatabaseErrorKind.LOCKED,  # deadlock
+    "55P03": DatabaseErrorKind.LOCKED,  # lock timeout
+    "57014": DatabaseErrorKind.LOCKED,  # cancelled by a time limit
+    "53100": DatabaseErrorKind.FULL,
+    "25006": DatabaseErrorKind.READ_ONLY,
+    "42501": DatabaseErrorKind.READ_ONLY,  # no privilege
+    "08": DatabaseErrorKind.UNREACHABLE,
+    "28": DatabaseErrorKind.UNREACHABLE,  # wrong password
+    "3D": DatabaseErrorKind.UNREACHABLE,  # no such database
+    "53": DatabaseErrorKind.UNREACHABLE,  # too many connections, no memory
+    "57": DatabaseErrorKind.UNREACHABLE,  # shut down or starting up
+    "58": DatabaseErrorKind.UNREACHABLE,  # an error of the system below
+    "23": DatabaseErrorKind.CONFLICT,
+    "XX": DatabaseErrorKind.CORRUPT,  # damaged data or index
+    "XX000": DatabaseErrorKind.INTERNAL,
+}
+
 
 def display_url(url: URL) -> str:
     """Return the address of a database for messages: printable, the password hidden."""
@@ -193,6 +213,11 @@ def kind_of_sqlite(error: sqlite3.Error) -> DatabaseErrorKind:
     return DatabaseErrorKind.CONFLICT if isinstance(error, sqlite3.IntegrityError) else DatabaseErrorKind.INTERNAL
 
 
+def kind_of_sqlstate(code: str | None) -> DatabaseErrorKind | None:
+    """Return the kind of an error of PostgreSQL by its code, None where the code says nothing in particular."""
+    return None if code is None else _SQLSTATE_KINDS.get(code, _SQLSTATE_KINDS.get(code[:2]))
+
+
 def translate(error: exc.SQLAlchemyError | sqlite3.Error, where: str) -> DatabaseError:
     """Return the DatabaseError that says what an error of the database libraries means.
 
@@ -204,6 +229,9 @@ def translate(error: exc.SQLAlchemyError | sqlite3.Error, where: str) -> Databas
         cause = error.orig
         if isinstance(cause, sqlite3.Error):
             return make_error(kind_of_sqlite(cause), where, str(cause))
+        kind = kind_of_sqlstate(getattr(cause, "sqlstate", None))
+        if kind is not None:
+            return make_error(kind, where, str(cause).partition("\n")[0])  # what follows repeats values
         if isinstance(error, exc.IntegrityError):
             return make_error(DatabaseErrorKind.CONFLICT, where, str(cause))
         if error.connection_invalidated or isinstance(error, exc.OperationalError | exc.InterfaceError):

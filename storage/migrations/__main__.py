@@ -22,14 +22,13 @@ from sqlalchemy import URL, Connection, create_engine, event, inspect, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
-from storage import sqlite
+from storage import postgresql, sqlite
 from storage.errors import DatabaseError, MigrationError, NewerSchemaError, display_url, translate
 from storage.failpoints import reach
 
 LOCK_TIMEOUT_SECONDS: Final = 600.0  # another process may be migrating a large database
 EXIT_FAILED: Final = 4
 SCRIPTS: Final = str(Path(__file__).parent)
-ADVISORY_LOCK: Final = 0x636B7074  # any constant; "ckpt" in ASCII
 
 
 def configuration(connection: Connection | None = None, scripts: str = SCRIPTS) -> Config:
@@ -90,7 +89,7 @@ def _begin(connection: Connection) -> None:
     if connection.dialect.name == "sqlite":
         connection.exec_driver_sql("BEGIN IMMEDIATE")
     else:
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
+        postgresql.take_schema_lock(connection)
 
 
 def _revision(connection: Connection) -> str | None:

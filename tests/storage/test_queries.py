@@ -88,7 +88,7 @@ def test_the_window_holds_the_current_attempt_and_the_newest_tensors(database: D
     newest = make_snapshot(6, attempt=2, tensors=(make_tensor("w"),))
     add(database, make_snapshot(9), make_snapshot(4, attempt=2), make_snapshot(5, attempt=2), newest)
     with database.read() as session:
-        window = queries.window(session, "gpt", n_snapshots_max=2, now=5.0, reason="tick")
+        window = windows.window(session, "gpt", n_snapshots_max=2, now=5.0, reason="tick")
     assert [found.step for found in window.snapshots] == [5, 6]
     assert window.tensors == (make_tensor("w", sketch=None),)
     assert window.drifts == newest.drifts
@@ -100,7 +100,7 @@ def test_the_window_holds_the_last_complete_snapshots_before_the_newest_with_the
 ) -> None:
     add(database, *(make_snapshot(step) for step in range(1, 12)), make_failure(12), make_snapshot(13))
     with database.read() as session:
-        window = queries.window(session, "gpt", n_snapshots_max=64, now=9.0, reason="snapshot")
+        window = windows.window(session, "gpt", n_snapshots_max=64, now=9.0, reason="snapshot")
     assert [p.snapshot.step for p in window.past] == list(range(4, 12))
     assert window.scalars == make_snapshot().scalars
     for past in window.past:
@@ -117,18 +117,18 @@ def test_snapshots_with_very_many_tensors_make_the_past_shorter(
     add(database, *(make_snapshot(step) for step in range(1, 7)))
     monkeypatch.setattr(queries, "PAST_TENSORS_MAX", 5)
     with database.read() as session:
-        window = queries.window(session, "gpt", n_snapshots_max=64, now=9.0, reason="snapshot")
+        window = windows.window(session, "gpt", n_snapshots_max=64, now=9.0, reason="snapshot")
     assert [p.snapshot.step for p in window.past] == [4, 5]
     monkeypatch.setattr(queries, "PAST_TENSORS_MAX", 0)
     with database.read() as session:
-        window = queries.window(session, "gpt", n_snapshots_max=64, now=9.0, reason="snapshot")
+        window = windows.window(session, "gpt", n_snapshots_max=64, now=9.0, reason="snapshot")
     assert [p.snapshot.step for p in window.past] == [5]
 
 
 def test_the_window_of_a_restart_shows_where_the_attempt_before_ended(database: Database) -> None:
     add(database, make_snapshot(10), make_snapshot(20), make_snapshot(15, attempt=2, signature="again"))
     with database.read() as session:
-        window = queries.window(session, "gpt", n_snapshots_max=64, now=9.0, reason="snapshot")
+        window = windows.window(session, "gpt", n_snapshots_max=64, now=9.0, reason="snapshot")
     assert window.past == ()
     assert window.previous_attempt is not None
     assert window.previous_attempt.snapshot.step == 20
@@ -138,8 +138,8 @@ def test_the_window_of_a_restart_shows_where_the_attempt_before_ended(database: 
 def test_the_window_of_a_failed_checkpoint_has_no_tensors_and_of_no_run_nothing(database: Database) -> None:
     add(database, make_snapshot(1), make_failure(2))
     with database.read() as session:
-        failed = queries.window(session, "gpt", n_snapshots_max=9, now=5.0, reason="snapshot")
-        unknown = queries.window(session, "unknown", n_snapshots_max=9, now=5.0, reason="snapshot")
+        failed = windows.window(session, "gpt", n_snapshots_max=9, now=5.0, reason="snapshot")
+        unknown = windows.window(session, "unknown", n_snapshots_max=9, now=5.0, reason="snapshot")
     assert (len(failed.snapshots), failed.tensors, failed.drifts) == (2, (), ())
     assert unknown == Window(run="unknown", snapshots=(), tensors=(), drifts=(), now=5.0, reason="snapshot")
 
@@ -339,7 +339,7 @@ def ask_everything(session: Session) -> None:
     queries.runs(session)
     queries.run(session, "gpt")
     queries.history(session, "gpt", attempt=1)
-    queries.window(session, "gpt", n_snapshots_max=5, now=0.0, reason="tick")
+    windows.window(session, "gpt", n_snapshots_max=5, now=0.0, reason="tick")
     queries.reference(session, "gpt", 1, step=5, written_at=0.0)
     queries.reference(session, "gpt", 1, step=None, written_at=0.0)
     queries.tensors(session, number, with_sketch=True)
@@ -380,25 +380,25 @@ def plans(session: Session, ask: Callable[[Session], object]) -> list[tuple[str,
     return lines
 
 
-def test_no_query_walks_through_the_tensor_tables(database: Database) -> None:
+def test_no_query_walks_through_the_tensor_tables(sqlite_database: Database) -> None:
     large = {"tensor_statistics", "tensor_distributions", "tensor_sketches", "drifts", "tensors"}
-    with database.write() as session:
+    with sqlite_database.write() as session:
         lines = plans(session, ask_everything)
     assert len(lines) > 30
     assert [line for line in lines if line[0].startswith("SCAN") and large & {*line[0].split()}] == []
 
 
-def test_a_tensor_is_followed_by_the_index_that_begins_with_it(database: Database) -> None:
-    add(database, make_snapshot(1), make_snapshot(2))
-    with database.read() as session:
+def test_a_tensor_is_followed_by_the_index_that_begins_with_it(sqlite_database: Database) -> None:
+    add(sqlite_database, make_snapshot(1), make_snapshot(2))
+    with sqlite_database.read() as session:
         lines = [line for line, _ in plans(session, lambda session: queries.tensor_history(session, "gpt", "a.weight"))]
     searches = [line for line in lines if line.startswith("SEARCH tensor_statistics")]
     assert len(searches) == 2
     assert all("ix_tensor_statistics_tensor_id_snapshot_id" in line for line in searches)
 
 
-def test_history_is_read_in_index_order(database: Database) -> None:
-    with database.read() as session:
+def test_history_is_read_in_index_order(sqlite_database: Database) -> None:
+    with sqlite_database.read() as session:
         lines = [line for line, _ in plans(session, lambda session: queries.history(session, "gpt", limit=10))]
     assert any("ix_snapshots_run_id_attempt_sort_step_id" in line for line in lines)
     assert not any("TEMP B-TREE" in line for line in lines)
