@@ -7,10 +7,10 @@ buckets one to one and LLVM can vectorise it; whole groups of GROUP_ROWS rows, w
 at once. Extrema are found among bit patterns as integers, since float comparisons would not vectorise, and show
 whether a row holds anything that is not finite; only such rows are looked at again.
 
-Moments are deviations from the mean before the row, summed in float32 over one row (a few hundred roundings at most, in
-64 lanes) and merged in float64 by the formula of Chan, Golub, LeVeque (1979), so that std stays accurate where
-|mean| >> std. A row whose squares come near float32's limits is summed again in float64. Sketches are float64
-throughout. Kernels are compiled when first called, one for each way of storing values.
+Moments are deviations from the mean before the group, summed in float32 over a few hundred columns at most, in 16
+lanes or more, and merged in float64 by the formula of Chan, Golub, LeVeque (1979), so that std stays accurate where
+|mean| >> std. What comes near float32's limits when squared is summed again in float64. Sketches are float32 over at
+most eight groups, float64 from there on. Kernels are compiled when first called, one for each way of storing values.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from monitor.measure.histogram import MAGNITUDE_SHIFT, MAGNITUDES
 from monitor.measure.kernel.compiling import entry, exact_jit, jit
 from monitor.measure.kernel.layout import L1, M2, MAX, MEAN, MIN, N_FINITE, N_ZERO
 from monitor.measure.kernel.reductions import (
+    add_group,
     bit_extremes,
     count_zeros,
     deviations32,
@@ -20,7 +21,6 @@ from monitor.measure.kernel.reductions import (
     deviations_wide,
     drop_nonfinite,
     fold64,
-    fold_group,
     fold_row,
 )
 from monitor.measure.kernel.values import SIGN32, U64, decode, group_key
@@ -28,10 +28,12 @@ from monitor.measure.sketch import GROUP_ROWS
 
 _SIGN64 = np.int64(-0x8000000000000000)
 _MAGNITUDE64 = np.int64(0x7FFFFFFFFFFFFFFF)
-# The largest finite bit patterns, positive as signed and negative as unsigned; whole groups, of which four values are
-# added in float32, may hold magnitudes up to 2**125.
+# How many groups are folded in float32 before their sums are added in float64.
+_GROUPS_MAX = 8
+# The largest finite bit patterns, positive as signed and negative as unsigned; whole groups, of which 32 values are
+# added in float32, may hold magnitudes up to 2**122.
 _MAX32, _UMAX32 = np.int32(0x7F7FFFFF), np.uint32(0xFF7FFFFF)
-_GROUP_MAX32, _GROUP_UMAX32 = np.int32(0x7E000000), np.uint32(0xFE000000)
+_GROUP_MAX32, _GROUP_UMAX32 = np.int32(0x7C800000), np.uint32(0xFC800000)
 _MAX64, _UMAX64 = np.int64(0x7FEFFFFFFFFFFFFF), np.uint64(0xFFEFFFFFFFFFFFFF)
 _SLOTS_FINITE = np.int64(0x7FF0000000000000 >> MAGNITUDE_SHIFT)
 # A row's sum of squares outside of this is summed again in float64: squares there overflow or lose their digits.
@@ -88,7 +90,7 @@ def _merge_sums(size, shift, sums, n_before, moments):  # type: ignore[no-untype
 
 @jit
 def _add_moments32(raw, k, n_before, moments):  # type: ignore[no-untyped-def]
-    """Add finite float32 or bfloat16 values, in rows of `k`, to the running moments of `n_before` values."""
+    """Add finite values as float32 bits, in rows of `k`, to the running moments of `n_before` values."""
     shift = moments[MEAN]
     if n_before == 0:  # no mean yet: take the first row's own
         first = raw[: min(k, raw.size)]
@@ -158,18 +160,36 @@ def _row_sketch_key(seed, row):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _add_group(raw, row, place, keys, into):  # type: ignore[no-untyped-def]
-    """Add GROUP_ROWS whole rows; change nothing and return False when an element is too large or not finite."""
-    counts, moments, buckets, _ = into
+def _add_group(raw, row, place, partial, into):  # type: ignore[no-untyped-def]
+    """Add GROUP_ROWS whole rows; change nothing and return False when an element is too large or not finite.
+
+    `partial` is (float32 sums, column keys); the sums are still to be added to the buckets.
+    """
+    counts, moments, _, _ = into
     patterns = bit_extremes(raw)  # type: ignore[no-untyped-call]
     if patterns[0] > _GROUP_MAX32 or patterns[2] > _GROUP_UMAX32:
         return False
     _add_extrema32(raw, patterns, counts, moments)
-    _add_moments32(raw, buckets.size, counts[N_FINITE], moments)
-    counts[N_FINITE] += raw.size
+    sums, keys = partial
+    shift = moments[MEAN]
+    if counts[N_FINITE] == 0:  # no mean yet: take the group's own
+        shift = deviations_wide(raw, 0.0)[0] / raw.size
+    shift = np.float64(np.float32(shift))
     a, b, _ = _row_sketch_key(place[1], row)
-    fold_group(raw, buckets, keys, a, b)
+    found = add_group(raw, sums, keys, (a, b), np.float32(shift))
+    if not _SQUARES_MIN < found[1] < _SQUARES_MAX:
+        found = deviations_wide(raw, shift)
+    _merge_sums(raw.size, shift, found, counts[N_FINITE], moments)
+    counts[N_FINITE] += raw.size
     return True
+
+
+@exact_jit
+def _flush(sums, buckets):  # type: ignore[no-untyped-def]
+    """Move the sums of the last groups into the buckets."""
+    for i in range(buckets.size):
+        buckets[i] += np.float64(sums[i])
+        sums[i] = np.float32(0)
 
 
 @jit
@@ -194,13 +214,13 @@ def _add_part(raw, row, column, place, keys, into, scratch):  # type: ignore[no-
 
 
 def _as_stored(raw, table, scratch):  # type: ignore[no-untyped-def]
-    """Return values as the fast loops take them: float32 and bfloat16 themselves, others decoded into scratch."""
+    """Return values as the fast loops take them: 8-bit floats decoded into scratch, all others themselves."""
     raise NotImplementedError("compiled code only")
 
 
 @overload(_as_stored)
 def _as_stored_overload(raw, table, scratch):  # type: ignore[no-untyped-def]  # noqa: ARG001
-    if raw.dtype in (types.int32, types.uint16):
+    if raw.dtype != types.uint8:
         return lambda raw, table, scratch: raw  # noqa: ARG005
 
     def decoded(raw, table, scratch):  # type: ignore[no-untyped-def]
@@ -221,6 +241,7 @@ def accumulate32(raw, table, place, keys, into):  # type: ignore[no-untyped-def]
     offset, seed, stride = place
     k = keys.size
     group = GROUP_ROWS * k
+    partial, n_partial = (np.zeros(k, np.float32), keys), 0
     decoded, bits = np.empty(group, np.int32), np.empty(k, np.int32)
     scratch = (np.empty(k, np.int32), np.empty(k, np.int32))
     sampled = _next_sampled(offset // k, stride, seed)
@@ -231,8 +252,12 @@ def accumulate32(raw, table, place, keys, into):  # type: ignore[no-untyped-def]
         size = min(k - column, left)
         if column == 0 and row % GROUP_ROWS == 0 and left >= group and row != tried:
             block = _as_stored(raw[done : done + group], table, decoded)  # type: ignore[no-untyped-call]
-            if _add_group(block, row, place, keys, into):
+            if _add_group(block, row, place, partial, into):
                 size = group
+                n_partial += 1
+                if n_partial == _GROUPS_MAX:
+                    _flush(partial[0], into[2])
+                    n_partial = 0
             tried = row  # where the group is not finite, its rows are added one by one
         if size != group:
             part = bits[:size]
@@ -247,6 +272,8 @@ def accumulate32(raw, table, place, keys, into):  # type: ignore[no-untyped-def]
             _count_bins(part.view(np.float32), into[3])
             sampled = _next_sampled(sampled + 1, stride, seed)
         row, column = reached, (offset + done) % k
+    if n_partial > 0:
+        _flush(partial[0], into[2])
 
 
 @entry

@@ -11,14 +11,19 @@ from numba.extending import overload
 
 from monitor.measure.kernel.compiling import FAST, exact_jit, jit
 from monitor.measure.kernel.layout import N_NAN, N_NEGINF, N_POSINF
-from monitor.measure.kernel.values import float32, signed, widen
+from monitor.measure.kernel.values import float32, half_bits, signed, widen
+
+# How many columns of a group have their deviations summed in float32, and how many of them go into one vector: what
+# is left over makes a span of its own, else it would be added one by one to sums that are large already.
+_SPAN, _LANES = 256, 16
 
 
 def bit_extremes(raw):  # type: ignore[no-untyped-def]
     """Return the largest and smallest bit pattern as signed and as unsigned integers: (smax, smin, umax, umin).
 
-    These four say everything about a block of floats: a negative float is a negative integer, and grows with its
-    magnitude. Four integer reductions are half the work of ordering the patterns first.
+    Patterns of 16 bits are returned as those of the same value in float32, which keeps their order. These four say
+    everything about a block of floats: a negative float is a negative integer, and grows with its magnitude. Four
+    integer reductions are half the work of ordering the patterns first.
     """
     raise NotImplementedError("compiled code only")
 
@@ -47,6 +52,20 @@ def _bit_extremes_uint16(raw):  # type: ignore[no-untyped-def]
     )
 
 
+def _bit_extremes_int16(raw):  # type: ignore[no-untyped-def]
+    smax, smin, umax, umin = np.int16(-0x8000), np.int16(0x7FFF), np.uint16(0), np.uint16(0xFFFF)
+    for i in range(raw.size):
+        b = raw[i]
+        smax, smin = max(smax, b), min(smin, b)
+        umax, umin = max(umax, np.uint16(b)), min(umin, np.uint16(b))
+    return (
+        half_bits(smax),
+        half_bits(smin),
+        np.uint32(half_bits(np.int16(umax))),
+        np.uint32(half_bits(np.int16(umin))),
+    )
+
+
 def _bit_extremes_int64(raw):  # type: ignore[no-untyped-def]
     smax, smin = np.int64(-0x8000000000000000), np.int64(0x7FFFFFFFFFFFFFFF)
     umax, umin = np.uint64(0), np.uint64(0xFFFFFFFFFFFFFFFF)
@@ -59,14 +78,17 @@ def _bit_extremes_int64(raw):  # type: ignore[no-untyped-def]
 
 @overload(bit_extremes, jit_options={"fastmath": FAST})
 def _bit_extremes_overload(raw):  # type: ignore[no-untyped-def]
-    return {types.int32: _bit_extremes_int32, types.uint16: _bit_extremes_uint16, types.int64: _bit_extremes_int64}[
-        raw.dtype
-    ]
+    return {
+        types.int32: _bit_extremes_int32,
+        types.uint16: _bit_extremes_uint16,
+        types.int16: _bit_extremes_int16,
+        types.int64: _bit_extremes_int64,
+    }[raw.dtype]
 
 
 @jit
 def count_zeros(raw):  # type: ignore[no-untyped-def]
-    """Count zeros of both signs among float32 or bfloat16 bits."""
+    """Count zeros of both signs among float32, bfloat16 or finite float16 bits."""
     zeros = np.int32(0)
     for i in range(raw.size):
         zeros += np.int32(np.int32(widen(raw[i]) << np.int32(1)) == np.int32(0))  # type: ignore[no-untyped-call]
@@ -108,7 +130,7 @@ def deviations64(values, shift):  # type: ignore[no-untyped-def]
 
 @jit
 def deviations_wide(raw, shift):  # type: ignore[no-untyped-def]
-    """Return the same in float64 over float32 or bfloat16 bits."""
+    """Return the same in float64 over float32, bfloat16 or finite float16 bits."""
     s1, s2, l1 = 0.0, 0.0, 0.0
     for i in range(raw.size):
         value = np.float64(float32(raw[i]))
@@ -141,18 +163,45 @@ def fold_row(raw, buckets, columns, a, b, r):  # type: ignore[no-untyped-def]
 
 
 @jit
-def fold_group(raw, buckets, columns, a, b):  # type: ignore[no-untyped-def]
-    """Fold GROUP_ROWS whole rows with one hash a column; written out, since LLVM does not unroll it by itself.
+def add_group(raw, partial, columns, place, shift):  # type: ignore[no-untyped-def]
+    """Fold GROUP_ROWS whole rows into `partial`, float32 sums a column, and return what deviations32 does.
 
-    The four values of a column are added in float32, which adds no more error than a float32 sketch has.
+    `place` is (a, b) of the hash, one for a column. Both are done at once because either needs every value widened;
+    rows are written out, since LLVM does not unroll them by itself. The float32 sums of a few groups add no more error
+    than a float32 sketch has. Deviations are summed in float32 over two rows of a span, so sixteen times in a lane.
     """
-    k = buckets.size
-    row0, row1, row2, row3 = raw[:k], raw[k : 2 * k], raw[2 * k : 3 * k], raw[3 * k :]
-    for i in range(k):
-        h = np.int32(np.int32(columns[i] * a) + b)
-        first = signed(row0[i], h) + signed(row1[i], np.int32(h << np.int32(1)))
-        second = signed(row2[i], np.int32(h << np.int32(2))) + signed(row3[i], np.int32(h << np.int32(3)))
-        buckets[i] += np.float64(first + second)
+    a, b = place
+    k = partial.size
+    t1, t2, m1 = 0.0, 0.0, 0.0
+    start = 0
+    while start < k:
+        left = min(k - start, _SPAN)
+        end = start + (left // _LANES * _LANES if left > _LANES else left)
+        into, keys = partial[start:end], columns[start:end]
+        row0, row1 = raw[start:end], raw[k + start : k + end]
+        row2, row3 = raw[2 * k + start : 2 * k + end], raw[3 * k + start : 3 * k + end]
+        s1, s2, l1 = np.float32(0), np.float32(0), np.float32(0)
+        r1, r2, n1 = np.float32(0), np.float32(0), np.float32(0)
+        for i in range(end - start):
+            h = np.int32(np.int32(keys[i] * a) + b)
+            b0, b1 = widen(row0[i]), widen(row1[i])  # type: ignore[no-untyped-call]
+            b2, b3 = widen(row2[i]), widen(row3[i])  # type: ignore[no-untyped-call]
+            first = signed(b0, h) + signed(b1, np.int32(h << np.int32(1)))
+            second = signed(b2, np.int32(h << np.int32(2))) + signed(b3, np.int32(h << np.int32(3)))
+            into[i] += first + second
+            x0, x1, x2, x3 = float32(b0), float32(b1), float32(b2), float32(b3)
+            d0, d1, d2, d3 = x0 - shift, x1 - shift, x2 - shift, x3 - shift
+            s1 += d0 + d1
+            s2 += d0 * d0 + d1 * d1
+            l1 += abs(x0) + abs(x1)
+            r1 += d2 + d3
+            r2 += d2 * d2 + d3 * d3
+            n1 += abs(x2) + abs(x3)
+        t1 += np.float64(s1 + r1)
+        t2 += np.float64(s2 + r2)
+        m1 += np.float64(l1 + n1)
+        start = end
+    return t1, t2, m1
 
 
 @jit

@@ -14,6 +14,7 @@ from monitor.measure.kernel.compiling import exact_jit, jit
 U64 = np.uint64
 SIGN32 = np.int32(-0x80000000)
 INFINITE32 = np.int32(0x7F800000)
+_HALF_FIELDS = np.int32(-0x70002000)  # the sign and, 13 places up, exponent and mantissa of a float16
 _GOLDEN64 = np.uint64(0x9E3779B97F4A7C15)
 _MIX1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX2 = np.uint64(0x94D049BB133111EB)
@@ -33,6 +34,20 @@ def group_key(seed, group):  # type: ignore[no-untyped-def]
     return mix64(U64(seed) + (U64(group) + U64(1)) * _GOLDEN64)
 
 
+@jit
+def half_bits(raw):  # type: ignore[no-untyped-def]
+    """Return the float32 bits of any float16.
+
+    The fields are moved and rebiased by a multiplication, which is exact, for subnormals too; inf and NaN stay.
+    """
+    wide = np.int32(raw)
+    shifted = np.int32((wide & np.int32(0x7FFF)) << np.int32(13))
+    scaled = np.float32(shifted.view(np.float32) * np.float32(2.0**112)).view(np.int32)
+    special = np.int32(wide & np.int32(0x7C00)) == np.int32(0x7C00)
+    magnitude = np.int32(shifted | INFINITE32) if special else scaled
+    return np.int32(magnitude | np.int32(wide & SIGN32))
+
+
 def _bits32(raw, table):  # type: ignore[no-untyped-def]
     """Return the float32 bit pattern of one stored value; the type of `raw` says how it is stored."""
     raise NotImplementedError("compiled code only")
@@ -45,37 +60,34 @@ def _bits32_overload(raw, table):  # type: ignore[no-untyped-def]  # noqa: ARG00
     if raw == types.uint16:  # bfloat16: the upper half of a float32
         return lambda raw, table: np.int32(np.int32(raw) << np.int32(16))  # noqa: ARG005
     if raw == types.int16:  # float16
-        return _half_bits
+        return lambda raw, table: half_bits(raw)  # noqa: ARG005
     if raw == types.uint8:  # any 8-bit float, by table
         return lambda raw, table: table[raw]
     return None
 
 
-def _half_bits(raw, table):  # type: ignore[no-untyped-def]  # noqa: ARG001
-    """Widen a float16: move the fields, rebias by a multiplication (exact, also for subnormals), keep inf and NaN."""
-    wide = np.int32(raw)
-    shifted = np.int32((wide & np.int32(0x7FFF)) << np.int32(13))
-    scaled = np.float32(shifted.view(np.float32) * np.float32(2.0**112)).view(np.int32)
-    special = np.int32(wide & np.int32(0x7C00)) == np.int32(0x7C00)
-    magnitude = np.int32(shifted | INFINITE32) if special else scaled
-    return np.int32(magnitude | np.int32(wide & SIGN32))
-
-
 def widen(raw):  # type: ignore[no-untyped-def]
-    """Return the float32 bits of what the fast loops take as it is stored: float32 and bfloat16."""
+    """Return the float32 bits of what the fast loops take as it is stored: float32, bfloat16, finite float16."""
     raise NotImplementedError("compiled code only")
+
+
+def _widen_finite_half(raw):  # type: ignore[no-untyped-def]
+    moved = np.int32(np.int32(np.int32(raw) << np.int32(13)) & _HALF_FIELDS)
+    return np.float32(moved.view(np.float32) * np.float32(2.0**112)).view(np.int32)
 
 
 @overload(widen, inline="always")
 def _widen_overload(raw):  # type: ignore[no-untyped-def]
     if raw == types.uint16:
         return lambda raw: np.int32(np.int32(raw) << np.int32(16))
+    if raw == types.int16:
+        return _widen_finite_half
     return lambda raw: raw
 
 
 @jit
 def float32(raw):  # type: ignore[no-untyped-def]
-    """Return one float32 or bfloat16 value as float32."""
+    """Return one float32, bfloat16 or finite float16 value as float32."""
     return np.int32(widen(raw)).view(np.float32)  # type: ignore[no-untyped-call]
 
 
