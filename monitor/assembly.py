@@ -77,6 +77,11 @@ def bytes_per_second_of_worker(config: Config) -> int | None:
     return None if limit is None else max(limit // config.measure.workers, 1)
 
 
+def back_off_seconds_max(config: Config) -> float:
+    """Return how long reading one checkpoint may pause for others who wait for the disk: half of its time limit."""
+    return config.measure.timeout_seconds / 2
+
+
 def pool_options(config: Config) -> PoolOptions:
     """Return how many workers there are and what each may use."""
     measure = config.measure

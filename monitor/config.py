@@ -73,6 +73,7 @@ class WatchConfig(_Section):
     polling: Literal["auto", "always", "never"] = "auto"
     incomplete_timeout_seconds: float = Field(default=900.0, ge=1, le=86400)
     run_idle_seconds: float = Field(default=86400.0, ge=60)
+    skip_superseded: bool = False
 
     @field_validator("roots", mode="before")
     @classmethod
@@ -89,6 +90,7 @@ class MeasureConfig(_Section):
 
     workers: int = Field(default=1, ge=1, le=64)
     bytes_per_second: int | None = Field(default=None, ge=1_000_000)
+    io_pressure_max: float | None = Field(default=10.0, gt=0, le=100)
     drift: Literal["auto", "sketch", "exact"] = "auto"
     exact_bytes_max: int = Field(default=512 * 2**20, ge=0)
     sketch_buckets: Literal[251, 509, 1021, 2039, 4093] = 1021  # primes

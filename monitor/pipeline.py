@@ -53,6 +53,8 @@ class Pipeline:
     """The parts that turn a settled checkpoint into a stored snapshot.
 
     `clock` gives Unix seconds, `monotonic` seconds for durations. `bytes_per_second` None reads as fast as it can.
+    Above `io_pressure_max` percent (None: never) a worker slows down for others who wait for their disk, in all by
+    at most `back_off_seconds_max` for one checkpoint.
     """
 
     database: Database
@@ -60,6 +62,8 @@ class Pipeline:
     pool: WorkerPool
     options: MeasureOptions
     bytes_per_second: int | None = None
+    io_pressure_max: float | None = None
+    back_off_seconds_max: float = 0.0
     clock: Callable[[], float] = time.time
     monotonic: Callable[[], float] = field(default=time.monotonic)
 
@@ -71,6 +75,8 @@ class Pipeline:
             "options": dataclasses.asdict(self.options),
             "reference_path": compared.path if compared else None,
             "bytes_per_second": self.bytes_per_second,
+            "io_pressure_max": self.io_pressure_max,
+            "back_off_seconds_max": self.back_off_seconds_max,
         }
         future: Future[dict[str, Any]] = self.pool.submit("measure", payload)
         return InFlight(checkpoint=checkpoint, future=future, submitted_at=self.monotonic(), compared=compared)

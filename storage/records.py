@@ -1,8 +1,7 @@
 """The words everyone shares: frozen records that carry facts between the parts.
 
-Standard library only. Nothing here decides, reads or writes. Times are Unix seconds (UTC) as float,
-sizes are bytes, counts are elements. Statistics are over finite elements and are None where a tensor has
-no finite element; NaN and infinity never appear in a record.
+Standard library only. Nothing here decides, reads or writes. Times are Unix seconds (UTC) as float, sizes are bytes,
+counts are elements. Statistics are over finite elements, None where there are none; records hold no NaN or infinity.
 """
 
 from __future__ import annotations
@@ -66,6 +65,7 @@ class ProblemKind(StrEnum):
     IO_ERROR = "io_error"
     TIMEOUT = "timeout"
     WORKER_CRASHED = "worker_crashed"
+    SUPERSEDED = "superseded"  # never read: a newer checkpoint of the run waited, and the configuration says to skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -343,11 +343,10 @@ class Window:
     """What a rule sees: the latest snapshots of one run's current attempt, oldest to newest, and the time.
 
     `tensors`, `drifts` and `scalars` belong to the newest snapshot only (empty when it failed). `past` holds the last
-    few complete snapshots before it with their contents, oldest to newest; fewer where they have very many tensors.
-    `previous_attempt` is the newest complete snapshot of the attempt before this one, None once this attempt is as
-    long as `past` may be, and on a tick. `now` is given, never read from a clock. `reason` says why the rules are
-    asked: "snapshot" (a new one was stored) or "tick" (time has passed). `active` is False once the run is known to
-    have ended, so that rules about time stay quiet.
+    complete ones before it, oldest to newest; fewer where they have very many tensors. `previous_attempt` is the newest
+    complete one of the attempt before, None once this one is as long as `past` may be. `twins` are pairs of one of the
+    latest snapshots and one of another run with the same weights at the same step. All are empty on a tick. `reason` is
+    "snapshot" (one was stored) or "tick" (time has passed). `active` is False once the run is known to have ended.
     """
 
     run: str
@@ -360,6 +359,7 @@ class Window:
     scalars: Mapping[str, float] = field(default_factory=dict)
     past: tuple[PastSnapshot, ...] = ()
     previous_attempt: PastSnapshot | None = None
+    twins: tuple[tuple[StoredSnapshot, StoredSnapshot], ...] = ()
 
     @property
     def newest(self) -> StoredSnapshot | None:

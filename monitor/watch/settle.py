@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from monitor.read.directories import unit_files
@@ -17,6 +17,7 @@ from monitor.watch.runs import epoch_from_path, signature, step_from_path
 from monitor.watch.scanner import ScanResult, stat_file
 from storage.records import Candidate, Checkpoint, FileStat, Problem, ProblemKind
 
+PASSED_OVER_MAX = 10_000  # how many units of busy runs are passed over in search of one that may be handed out
 _RETRIED = frozenset({ProblemKind.INCOMPLETE, ProblemKind.CHANGED, ProblemKind.IO_ERROR, ProblemKind.PERMISSION})
 _RETRIED_ONCE = frozenset({ProblemKind.TIMEOUT, ProblemKind.WORKER_CRASHED})
 
@@ -228,9 +229,10 @@ class Tracker:
             self._known -= self._retired - held
             self._retired.clear()
 
-    def ready(self, now: float, *, limit: int = 1) -> list[Settled | Broken]:
+    def ready(self, now: float, *, limit: int = 1, busy: Collection[str] = frozenset()) -> list[Settled | Broken]:
         """Hand out at most `limit` units, those written longest ago first, after one more look at their state.
 
+        Those of the runs in `busy` are passed over (at most PASSED_OVER_MAX of them) and stay due.
         A Settled one is out until `succeed`, `fail` or `release` is called with its checkpoint. A Broken one has
         waited too long; store it as a failure and call `succeed`.
         """
@@ -241,12 +243,35 @@ class Tracker:
             if unit is not None and not unit.is_done and unit.in_flight is None:
                 heapq.heappush(self._due, (_newest_ns(unit.candidate), root, path))
         handed: list[Settled | Broken] = []
-        while self._due and len(handed) < limit:
-            _, root, path = heapq.heappop(self._due)
+        passed_over: list[tuple[float, str, str]] = []
+        while self._due and len(handed) < limit and len(passed_over) < PASSED_OVER_MAX:
+            due = heapq.heappop(self._due)
+            _, root, path = due
+            unit = self._units.get(root, {}).get(path)
+            if unit is not None and unit.candidate.run in busy:
+                passed_over.append(due)
+                continue
             decision = self._look_again(root, path, now)
             if isinstance(decision, Settled | Broken):
                 handed.append(decision)
+        for due in passed_over:
+            heapq.heappush(self._due, due)
         return handed
+
+    def newer_than(self, checkpoint: Checkpoint, now: float) -> Checkpoint | None:
+        """Return a checkpoint of the same run that is due as well and supersedes this one, None when there is none.
+
+        It was written later and has a larger step; where neither path names a step, later is enough. A path with a
+        step and one without are not compared, since "last" is mostly a copy of what was saved under its step.
+        """
+        for _, root, path in self._due:
+            unit = self._units.get(root, {}).get(path)
+            if unit is None or unit.is_done or unit.in_flight is not None or unit.candidate.run != checkpoint.run:
+                continue
+            decision = decide(unit.candidate, now=now, policy=self._policy_of(unit), verdict=unit.verdict)
+            if isinstance(decision, Settled) and _supersedes(decision.checkpoint, checkpoint):
+                return decision.checkpoint
+        return None
 
     def succeed(self, checkpoint: Checkpoint) -> None:
         """Note that this state of the unit is stored (measured or failed) and need not be read again."""
@@ -295,8 +320,10 @@ class Tracker:
 
     def next_due_at(self) -> float | None:
         """Return when `ready` may have something, None when nothing waits; a time in the past means now."""
-        if self._due:
-            return 0.0
+        return 0.0 if self._due else self.next_waiting_at()
+
+    def next_waiting_at(self) -> float | None:
+        """Return when something beside what `ready` has already may be ready, None when nothing waits."""
         while self._waiting:
             due_at, root, path = self._waiting[0]
             unit = self._units.get(root, {}).get(path)
@@ -421,6 +448,14 @@ class Tracker:
                     _shift(unit, back)
             self._waiting = [(due_at - back, root, path) for due_at, root, path in self._waiting]
         self._last_now = now
+
+
+def _supersedes(new: Checkpoint, old: Checkpoint) -> bool:
+    if new.path == old.path or new.written_at <= old.written_at:
+        return False
+    if new.step is None or old.step is None:
+        return new.step is None and old.step is None
+    return new.step > old.step
 
 
 def _shift(unit: _Unit, back: float) -> None:
