@@ -131,12 +131,13 @@ def share_below(histogram: Histogram, magnitude: float) -> float:
     return below / histogram.n_sampled
 
 
-def share_beyond(moment: Histogram, second: Histogram, bound: float) -> float:
+def share_beyond(moment: Histogram, second: Histogram, bound: float, *, at_least: float = 0.0) -> float:
     """Return the least share of elements whose |m| must be above bound * sqrt(v), judged by the histograms alone.
 
     If no element is above, then for every x there are at most as many elements with |m| > x as with
     bound * sqrt(v) > x. The largest excess over all x is the share that cannot be explained. Bins count with the end
-    that is in favour of the state; both histograms must count the same elements.
+    that is in favour of the state; both histograms must count the same elements. Only |m| of `at_least` this magnitude
+    counts.
     """
     if moment.n_sampled == 0 or moment.n_sampled != second.n_sampled:
         return 0.0
@@ -148,7 +149,7 @@ def share_beyond(moment: Histogram, second: Histogram, bound: float) -> float:
     worst = excess = 0
     # From the largest magnitude down; of equal ones the second moment comes first, in favour of the state.
     for magnitude, n in sorted(marks, key=lambda mark: (-mark[0], mark[1])):
-        if magnitude == 0.0:
+        if magnitude <= at_least:
             break
         excess += n
         worst = max(worst, excess)

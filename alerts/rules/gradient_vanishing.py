@@ -17,6 +17,10 @@ from alerts.optimizer_state import State, adam_states
 from alerts.rule import Needs, Outcome, number, quiet, step_text
 from storage.records import Finding, Severity, Window
 
+ROUNDING = 5e-8  # by how much of itself one step of decay in float32 may miss, the rounding of beta2 included
+SUMMING_STEPS = 10  # what summing adds to it, in steps
+ALIVE = 0.01  # so much of the usual energy since the checkpoint before is a gradient beyond any rounding
+
 
 class GradientVanishing:
     """Weights without a gradient."""
@@ -56,6 +60,8 @@ class GradientVanishing:
         collapse = _collapsed(window, options)
         if collapse is not None:
             return Outcome(findings=(collapse,))
+        stopped = _stopped(window)
+        held = [(s, 0.0 if s.name in stopped else rms) for s, rms in held]
         largest = max(rms for _, rms in held)
         faint = [(s, rms) for s, rms in held if rms == 0.0 or rms < min(options.rms, options.relative * largest)]
         if largest < options.rms:
@@ -110,6 +116,40 @@ def _collapsed(window: Window, options: GradientVanishing.Options) -> Finding | 
                 details=(("Newest", f"{number(norm)} at {step_text(step)}"),),
             )
     return None
+
+
+def _stopped(window: Window) -> frozenset[str]:
+    """Return the states that got exactly nothing since the checkpoint before, while others did get something.
+
+    Without a gradient the second moment v falls to beta2^k * v in k steps, to the last bits. All states together may do
+    so in a training that has converged; one beside others that live cannot.
+    """
+    if not window.past:
+        return frozenset()
+    before = {s.name: s for s in adam_states(window.past[-1].tensors, window.past[-1].scalars)}
+    pairs = [(s, before[s.name]) for s in adam_states(window.tensors, window.scalars) if s.name in before]
+    shares = {new.name: share for new, old in pairs if (share := _recent_share(new, old)) is not None}
+    alive = any(share >= ALIVE for share in shares.values())
+    return frozenset(name for name, share in shares.items() if share == 0.0) if alive else frozenset()
+
+
+def _recent_share(new: State, old: State) -> float | None:
+    """Return the mean energy of the gradient since the checkpoint before over that of all before it.
+
+    0.0 where it cannot be told from rounding, None where the states do not give it.
+    """
+    second, beta2 = new.parts["exp_avg_sq"], new.options["betas.1"]
+    now, then = second.norm_l1, old.parts["exp_avg_sq"].norm_l1
+    if not now or not then or not new.step or not old.step or new.step <= old.step or not 0.0 < beta2 < 1.0:
+        return None
+    if second.dtype not in ("float32", "float64") or second.n_nonfinite:
+        return None
+    steps = new.step - old.step
+    kept = beta2**steps
+    recent = now - kept * then
+    if kept == 0.0 or abs(recent) <= ROUNDING * (steps + SUMMING_STEPS) * kept * then:
+        return 0.0 if kept else None
+    return max(recent, 0.0) / (1.0 - kept) / (then / (1.0 - beta2**old.step)) or None
 
 
 def _rms(state: State) -> float | None:

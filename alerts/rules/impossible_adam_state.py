@@ -18,6 +18,7 @@ from alerts.rule import Needs, Outcome, number, quiet
 from storage.records import Severity, Window
 
 SLACK = 1.05  # what rounding of bfloat16 states can do on top
+UNDERFLOW_ROOT = 2.0**-63  # root of the smallest normal float32: v below it is rounded to 0, and m still stands
 
 
 class ImpossibleAdamState:
@@ -87,7 +88,9 @@ def _beyond(state: State, bound: float) -> float:
     moment, second = state.parts["exp_avg"].histogram, state.parts["exp_avg_sq"].histogram
     if moment is None or second is None:
         return 0.0
-    return share_beyond(moment, second, bound)
+    # In float16 the same happens to gradients of everyday size, and that is what this rule is to find.
+    lost = 0.0 if state.parts["exp_avg_sq"].dtype == "float16" else bound * UNDERFLOW_ROOT
+    return share_beyond(moment, second, bound, at_least=lost)
 
 
 def _keeps_norm(state: State, bound: float) -> bool:

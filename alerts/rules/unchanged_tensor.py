@@ -1,7 +1,8 @@
 """The rule `unchanged_tensor`: a parameter stands still, bit for bit, while the others are trained.
 
-Frozen layers are everyday life in fine-tuning. What counts is a parameter that moved in this run and stopped; one that
-never moved is only mentioned, and only where it stands alone among trained ones.
+Frozen layers are everyday life in fine-tuning. What counts is a parameter that moved in this run and stopped, or a
+single layer that never moved with trained ones before and behind it; others that never moved are only mentioned, and
+only where they are few. One that weight decay shrinks, and nothing else changes, stands still too.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from pydantic import Field
 
 from alerts.evidence import drifts_of, hit, is_unmoved, listed, parameters, why_silent
 from alerts.rule import Needs, Outcome, number, quiet
-from storage.records import Finding, Severity, TensorSummary, Window
+from storage.records import Finding, Severity, TensorDrift, TensorSummary, Window
 
 LOW_PRECISION = ("bfloat16", "float16", "float8")
 TRAINED_NAMES = ("weight", "kernel")
+SHRINKS_MIN = 5e-5  # relative change below which rounding hides its direction
+SHRINKS_SIDEWAYS = 1e-3  # how much of the squared change may point elsewhere than to zero
+SHRINKS_ELEMENTS = 16  # few numbers point the same way by chance
 
 
 class UnchangedTensor:
@@ -52,7 +56,7 @@ class UnchangedTensor:
         past = [drifts_of(p.drifts) for p in window.past]
         if not held or len([p for p in past if p]) < options.checkpoints - 1:
             return quiet(f"fewer than {options.checkpoints} checkpoints in a row to compare with the one before")
-        moved = [now[t.name].relative_l2 or 0.0 for t in held if not is_unmoved(now[t.name])]
+        moved = [now[t.name].relative_l2 or 0.0 for t in held if not _rests(t, now[t.name])]
         if not moved:
             return quiet("no parameter moved at all")
         if median(moved) < options.relative_min:
@@ -62,12 +66,29 @@ class UnchangedTensor:
             for t in held
             if not t.dtype.startswith(LOW_PRECISION)
             and len(series := [p[t.name] for p in past if t.name in p] + [now[t.name]]) >= options.checkpoints
-            and all(is_unmoved(d) for d in series[-options.checkpoints :])
+            and all(_rests(t, d) for d in series[-options.checkpoints :])
         }
-        stopped = [t for t in held if t.name in still and any(not is_unmoved(d) for d in still[t.name])]
+        stopped = [t for t in held if t.name in still and any(not _rests(t, d) for d in still[t.name])]
         alone = _left_alone(held, now_still={t.name for t in held if is_unmoved(now[t.name])}, options=options)
         never = [t for t in alone if t.name in still and t not in stopped]
-        return Outcome(findings=(_finding(window, stopped, never, len(held)),)) if stopped or never else Outcome()
+        if not stopped and not never:
+            return Outcome()
+        last_moving = max(t.position for t in held if not _rests(t, now[t.name]))
+        serious = bool(stopped) or _is_one_layer(never, before=last_moving)
+        return Outcome(findings=(_finding(window, stopped, never, len(held), serious=serious),))
+
+
+def _rests(tensor: TensorSummary, drift: TensorDrift) -> bool:
+    """Say whether nothing trains a tensor: it is bit-identical, or all that happened to it is that it shrank.
+
+    A change sideways by s of the size turns a tensor by the cosine distance s^2 / 2; shrinking does not turn it.
+    """
+    if is_unmoved(drift):
+        return True
+    change, turned = drift.relative_l2, drift.cosine_distance
+    if change is None or turned is None or change < SHRINKS_MIN or tensor.n_elements < SHRINKS_ELEMENTS:
+        return False
+    return abs(turned) < SHRINKS_SIDEWAYS * change**2 / 2
 
 
 def _left_alone(
@@ -80,13 +101,21 @@ def _left_alone(
     return [t for t in held if t.name in now_still and t.position > first_moving and _is_trained_by_name(t)]
 
 
+def _is_one_layer(tensors: Sequence[TensorSummary], *, before: int) -> bool:
+    """Say whether the tensors are those of a single layer that comes before a position."""
+    layers = {t.name.rpartition(".")[0] for t in tensors}
+    return len(layers) == 1 and "" not in layers and max(t.position for t in tensors) < before
+
+
 def _is_trained_by_name(tensor: TensorSummary) -> bool:
     last = tensor.name.rpartition(".")[2]
     is_bias = last == "bias" and sum(axis > 1 for axis in tensor.shape) <= 1
     return (is_bias or last in TRAINED_NAMES) and bool(tensor.std)
 
 
-def _finding(window: Window, stopped: list[TensorSummary], never: list[TensorSummary], n_held: int) -> Finding:
+def _finding(
+    window: Window, stopped: list[TensorSummary], never: list[TensorSummary], n_held: int, *, serious: bool
+) -> Finding:
     named = stopped or never
     count = f"{number(len(named))} of {number(n_held)} parameters"
     what = "stopped moving" if stopped else "never moved while those around them are trained"
@@ -95,7 +124,7 @@ def _finding(window: Window, stopped: list[TensorSummary], never: list[TensorSum
         UnchangedTensor,
         window,
         f"{named[0].name} stands still: {count} {what}",
-        severity=UnchangedTensor.severity if stopped else Severity.INFO,
+        severity=UnchangedTensor.severity if serious else Severity.INFO,
         subject=named[0].name,
         value=float(len(named)),
         threshold=0.0,
