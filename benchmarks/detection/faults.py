@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from benchmarks.detection import sklearn_training
 from benchmarks.detection.data import Batch
 from benchmarks.detection.settings import Setting
 from benchmarks.detection.training import Job
@@ -38,6 +39,8 @@ class Fault:
 
     def applies(self, setting: Setting) -> bool:
         """Say whether the setting has what the fault needs."""
+        if "sklearn" in setting.traits and self.name not in sklearn_training.FAULTS:
+            return False
         return self.needs <= setting.traits and not self.spoils & setting.traits
 
 
@@ -148,8 +151,9 @@ def normal_start(job: Job) -> None:
 
 def zero_start(job: Job) -> None:
     with torch.no_grad():
-        for _, weight in job.weights():
-            weight.zero_()
+        for name, parameter in job.model.named_parameters():
+            if parameter.ndim >= 2 or "bias" in name:
+                parameter.zero_()
 
 
 def other_model(job: Job) -> None:
@@ -284,7 +288,7 @@ FAULTS: tuple[Fault, ...] = (
     _fault(half_second_moment, "Adam's moments are saved as float16", needs="adam", spoils="bf16"),
     _fault(dead_relus, "no ReLU of the first layer is ever on", needs="relu"),
     _fault(normal_start, "every matrix starts with standard deviation 1", at_start=True, spoils="frozen"),
-    _fault(zero_start, "every matrix starts with zeros", at_start=True, spoils="frozen"),
+    _fault(zero_start, "every matrix and bias starts with zeros", at_start=True, spoils="frozen"),
     _fault(other_model, "another training's weights are loaded on resuming", spoils="bf16 table"),
     _fault(optimizer_lost, "the optimizer starts anew on resuming", needs="adam"),
     _fault(exponent_bit, "the highest exponent bit of one weight flips", spoils="frozen"),

@@ -12,19 +12,21 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from sklearn.neural_network import MLPClassifier, MLPRegressor
 from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks.detection import data, models
+from benchmarks.detection.sklearn_training import Estimator
 from benchmarks.detection.training import Job, Plan
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """One kind of training. `traits` say what a fault needs: "adam", "relu", "recurrent", "bf16", "amp", "step" ..."""
+    """One kind of training, from a seed. `traits` say what a fault needs: "adam", "relu", "recurrent", "bf16" ..."""
 
     name: str
-    build: Callable[[int], Job]
+    build: Callable[[int], Job | Estimator]
     plan: Plan
     traits: frozenset[str]
     held_out: bool = False
@@ -324,8 +326,18 @@ def wide_sgd(seed: int) -> Job:
     )
 
 
+def sklearn_wine(seed: int) -> Estimator:
+    model = MLPClassifier((48, 48), learning_rate_init=2e-3, random_state=seed)
+    return Estimator(model=model, table=data.table("wine"), batch_size=32, seed=seed)
+
+
+def sklearn_diabetes(seed: int) -> Estimator:
+    model = MLPRegressor(hidden_layer_sizes=(64,), solver="sgd", learning_rate_init=5e-3, random_state=seed)
+    return Estimator(model=model, table=data.table("diabetes"), batch_size=32, seed=seed)
+
+
 def _setting(
-    build: Callable[[int], Job], plan: Plan, traits: str, *, held_out: bool = False, name: str | None = None
+    build: Callable[[int], Job | Estimator], plan: Plan, traits: str, *, held_out: bool = False, name: str | None = None
 ) -> Setting:
     return Setting(
         name=name or build.__name__, build=build, plan=plan, traits=frozenset(traits.split()), held_out=held_out
@@ -345,6 +357,7 @@ SETTINGS: tuple[Setting, ...] = (
     _setting(warm_restarts, Plan(save_every=20, log=True), "adam relu log"),
     _setting(weights_only, Plan(save_every=20, writer="weights"), "weights relu normed"),
     _setting(mlp_digits, Plan(save_every=25, resume_at=12, resume_back=3), "adam relu resumed", name="resumed_back"),
+    _setting(sklearn_wine, Plan(save_every=20), "sklearn adam relu"),
     _setting(gru_sums, Plan(save_every=20), "rmsprop recurrent", held_out=True),
     _setting(rnn_relu, Plan(save_every=15, log=True), "adam recurrent log", held_out=True),
     _setting(residual_one_cycle, Plan(save_every=15), "adam", held_out=True),
@@ -353,6 +366,7 @@ SETTINGS: tuple[Setting, ...] = (
     _setting(patches, Plan(save_every=12), "adam", held_out=True),
     _setting(adapters, Plan(save_every=15), "adam frozen", held_out=True),
     _setting(wide_sgd, Plan(save_every=40, writer="weights"), "weights relu", held_out=True),
+    _setting(sklearn_diabetes, Plan(save_every=15), "sklearn sgd relu", held_out=True),
 )
 
 

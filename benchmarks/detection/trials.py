@@ -10,13 +10,15 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from benchmarks.detection import sagemaker
+from benchmarks.detection import sagemaker, sklearn_training
 from benchmarks.detection.faults import FAULTS, Fault
 from benchmarks.detection.settings import SETTINGS, Setting
-from benchmarks.detection.training import Job, Seen, train
+from benchmarks.detection.sklearn_training import Estimator
+from benchmarks.detection.training import Seen, train
 from benchmarks.detection.watching import Fired, Watch
 
 THINNED = 3  # of the pairs of setting and fault each seed tries one in so many
@@ -90,20 +92,22 @@ def _train(
         watch.show(path)
         seen.append(what)
 
-    def strike(job: Job) -> None:
+    def strike(job: Any) -> None:
         struck.append(watch.n_checkpoints + 1)
         assert fault is not None
-        fault.strike(job)
+        (sklearn_training.FAULTS[fault.name] if isinstance(job, Estimator) else fault.strike)(job)
 
     n = setting.plan.n_checkpoints
     middle = random.Random(f"{setting.name} {seed}").randint(4 * n // 9, 2 * n // 3)
     torch.manual_seed(seed)
-    train(
-        setting.build(seed),
-        setting.plan,
-        directory,
-        strike=strike if fault else None,
-        strike_after=0 if fault and fault.at_start else middle,
-        saved=saved,
-    )
+    job = setting.build(seed)
+    when: dict[str, Any] = {
+        "strike": strike if fault else None,
+        "strike_after": 0 if fault and fault.at_start else middle,
+        "saved": saved,
+    }
+    if isinstance(job, Estimator):
+        sklearn_training.train(job, setting.plan, directory, **when)
+    else:
+        train(job, setting.plan, directory, **when)
     return (struck[0] if struck else None), seen
