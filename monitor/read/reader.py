@@ -118,7 +118,7 @@ class ReadLimits:
     pickle_opcodes_max: int = 5_000_000
     zip_entries_max: int = 200_000
     zip_directory_bytes_max: int = 64 * 2**20
-    tensors_max: int = 500_000
+    tensors_max: int = 500_000  # what shards joined or a flax tree keep of as many fits into the worker's memory
     dimensions_max: int = 64
     name_characters_max: int = 1024
     nesting_depth_max: int = 1000

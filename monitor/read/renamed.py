@@ -87,6 +87,8 @@ def unwrapped_names(specs: Sequence[TensorSpec], limits: ReadLimits) -> dict[str
     with them, because a part of a model may well be called so. A name that would clash keeps its old form.
     """
     prefixes = _around(specs)
+    if not prefixes and not any(_ANYWHERE.search(spec.name) for spec in specs):
+        return {}
     names = UniqueNames(limits.name_characters_max)
     renames: dict[str, str] = {}
     for spec in specs:

@@ -97,7 +97,7 @@ FILES: dict[str, Made] = {
     "dicts of a pickle": ("a.pt", lambda: archive(b"\x80\x02" + b"}" * 4 * N + STOP), {LIMIT}),
     "sets of a pickle": ("a.pt", lambda: archive(b"\x80\x04" + b"\x8f" * 4 * N + STOP), {LIMIT}),
     "lists of a pickle": ("a.pt", lambda: archive(b"\x80\x02" + b"]" * 4 * N + STOP), {OK, LIMIT}),
-    "distinct keys": ("a.pt", lambda: state_dict([(integer(i), b"N") for i in range(N // 2)]), {OK, LIMIT}),
+    "distinct keys": ("a.pt", lambda: state_dict([(integer(i), b"N") for i in range(N)]), {OK, LIMIT}),
     "colliding keys": (
         "a.pt",
         lambda: state_dict([(integer(i * (2**61 - 1) + 1), b"K\1") for i in range(200_000)]),
@@ -138,7 +138,7 @@ FILES: dict[str, Made] = {
         ),
         {OK, LIMIT, CORRUPT},
     ),
-    "empty nodes": ("a.onnx", lambda: b"\x08\x08" + field(7, b"\x0a\0" * N) + OPERATORS, {OK}),
+    "empty nodes": ("a.onnx", lambda: b"\x08\x08" + field(7, b"\x0a\0" * (5 * N)) + OPERATORS, {OK}),
     "keys of gguf": (
         "a.gguf",
         lambda: gguf(n_keys=N // 2, keys=b"".join(map(gguf_key, range(N // 2)))),

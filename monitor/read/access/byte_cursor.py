@@ -37,17 +37,44 @@ class ByteCursor:
 
     def take(self, n: int) -> bytes:
         """Return the next `n` bytes."""
-        self.demand(n)
+        position = self.position
+        if n < 0 or n > self.end - position:
+            self.demand(n)
         self._taken_bytes += n
         if self._taken_bytes > self._taken_bytes_max:
-            raise LimitError(f"the structure of the file takes more than {self._taken_bytes_max} bytes")
-        start = self.position - self._page_start
+            raise self._too_much()
+        start = position - self._page_start
         if start < 0 or start + n > len(self._page):
-            self._page_start = self.position
-            self._page = self._file.read(self.position, min(max(n, _PAGE_BYTES), self.n_left))
-            start = 0
-        self.position += n
+            start = self._turn(n)
+        self.position = position + n
         return self._page[start : start + n]
+
+    def window(self) -> tuple[bytes, int]:
+        """Return the page that is in memory and where in it the position is, for a loop that takes many small things.
+
+        At least one byte from the position on is there, where one is left. What the loop takes it tells to `advance`.
+        """
+        start = self.position - self._page_start
+        if not 0 <= start < len(self._page):
+            start = self._turn(1)
+        return self._page, start
+
+    def advance(self, n: int, n_taken: int) -> None:
+        """Pass over `n` bytes, `n_taken` of which were taken from a window."""
+        self.demand(n)
+        self._taken_bytes += n_taken
+        if self._taken_bytes > self._taken_bytes_max:
+            raise self._too_much()
+        self.position += n
+
+    def _turn(self, n: int) -> int:
+        """Read the page that begins at the position and holds the next `n` bytes; return where in it that is, 0."""
+        self._page_start = self.position
+        self._page = self._file.read(self.position, min(max(n, _PAGE_BYTES), self.n_left))
+        return 0
+
+    def _too_much(self) -> LimitError:
+        return LimitError(f"the structure of the file takes more than {self._taken_bytes_max} bytes")
 
     def byte(self) -> int:
         """Return the next byte."""

@@ -52,11 +52,12 @@ def flatten(root: object, limits: ReadLimits) -> Flattened:
     The numbers of an optimizer go before all others where there are more than `scalars_max`.
     """
     walk = _Walk(limits)
-    planned = plan(root, limits)
-    walk.run(planned)
+    walk.run(plan(root, limits))
     scalars = walk.optimizer_scalars | walk.scalars
     kept = dict(list(scalars.items())[: limits.scalars_max])
-    return Flattened(walk.tensors, kept, find_progress(root, limits), stated_parameter_names(planned, limits))
+    return Flattened(
+        walk.tensors, kept, find_progress(root, limits), stated_parameter_names(plan(root, limits), limits)
+    )
 
 
 class _Walk:

@@ -51,14 +51,27 @@ _KEY_BYTES_MAX = 65535
 _SHOWN = 80
 
 
-@dataclass(frozen=True, slots=True)
-class _Tensor:
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    n_bytes: int
-    problem: str | None
+class _Values:
+    """What follows the header, as a file of its own: where it begins is known only when the header was read."""
+
+    __slots__ = ("_file", "start")
+
+    def __init__(self, file: BoundedFile) -> None:
+        self._file = file
+        self.start = 0
+
+    @property
+    def size_bytes(self) -> int:
+        return self._file.size_bytes - self.start
+
+    def head(self, n: int) -> bytes:
+        return self.read(0, min(n, self.size_bytes))
+
+    def read(self, offset: int, n: int) -> bytes:
+        return self._file.read(self.start + offset, n)
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        self._file.read_into(self.start + offset, buffer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +82,7 @@ class GgufCheckpoint:
     epoch: float | None
     scalars: Mapping[str, float]
     tensors: tuple[TensorSpec, ...]
-    file: BoundedFile
+    values: _Values
     reader: ChunkReader
     big_endian: bool
 
@@ -82,7 +95,7 @@ class GgufCheckpoint:
         dtype = DTYPES[spec.dtype]
         strides = contiguous_strides(spec.shape)
         layout = Layout(dtype=dtype, shape=spec.shape, strides=strides, big_endian=self.big_endian)
-        return self.reader.chunks(FileSource(self.file, offset, spec.n_elements * dtype.itemsize), layout)
+        return self.reader.chunks(FileSource(self.values, offset, spec.n_elements * dtype.itemsize), layout)
 
 
 class GgufReader:
@@ -120,7 +133,8 @@ class GgufReader:
         version = int.from_bytes(raw_version.to_bytes(4, "little"), "big") if big_endian else raw_version
         if version not in _VERSIONS:
             raise UnsupportedError(f"version {version} of GGUF is not read; 2 and 3 are")
-        header = _Header(cursor, limits, big_endian=big_endian)
+        values = _Values(file)
+        header = _Header(cursor, limits, values, big_endian=big_endian)
         n_tensors, n_keys = header.count(), header.count()
         if n_tensors > limits.tensors_max:
             raise LimitError(f"the header names {n_tensors} tensors, the limit is {limits.tensors_max}")
@@ -128,17 +142,16 @@ class GgufReader:
             raise IncompleteError(f"the header claims {n_keys} keys, for which the file is too short")
         numbers = header.numbers(n_keys)
         alignment = _alignment(numbers.get(_ALIGNMENT_KEY, _ALIGNMENT_DEFAULT))
-        tensors = [header.tensor() for _ in range(n_tensors)]
-        start = _padded(cursor.position, alignment)
-        _check_extents(tensors, start, alignment, file.size_bytes)
-        names = UniqueNames(limits.name_characters_max)
+        tensors = tuple(header.tensor(alignment) for _ in range(n_tensors))
+        values.start = _padded(cursor.position, alignment)
+        _check_end(values.start + header.end, file.size_bytes)
         by_last = {key.rpartition(".")[2]: number for key, number in numbers.items()}
         return GgufCheckpoint(
             step=next((step for key in STEP_KEYS if (step := as_step(by_last.get(key))) is not None), None),
             epoch=next((epoch for key in EPOCH_KEYS if (epoch := as_epoch(by_last.get(key))) is not None), None),
             scalars={printable(k, limits.name_characters_max): float(v) for k, v in numbers.items() if isfinite(v)},
-            tensors=tuple(_spec(tensor, names, start, file) for tensor in tensors),
-            file=file,
+            tensors=tensors,
+            values=values,
             reader=ChunkReader(limits.chunk_bytes_max),
             big_endian=big_endian,
         )
@@ -147,13 +160,17 @@ class GgufReader:
 class _Header:
     """Reads the parts of a header one after the other."""
 
-    __slots__ = ("_cursor", "_limits", "_names", "_order", "_structs")
+    __slots__ = ("_cursor", "_described_by", "_escaped", "_limits", "_names", "_order", "_structs", "_values", "end")
 
-    def __init__(self, cursor: ByteCursor, limits: ReadLimits, *, big_endian: bool) -> None:
+    def __init__(self, cursor: ByteCursor, limits: ReadLimits, values: _Values, *, big_endian: bool) -> None:
         self._cursor = cursor
         self._limits = limits
-        self._names: set[bytes] = set()
+        self._values = values
+        self._names = UniqueNames(limits.name_characters_max)
+        self._escaped: set[bytes] = set()  # names that are not shown as they are
+        self.end = 0  # of the last tensor so far with its padding, counted from the end of the header
         self._order = ">" if big_endian else "<"
+        self._described_by: dict[int, struct.Struct] = {}
         self._structs = {number: struct.Struct(self._order + code) for number, code in _NUMBERS.items()}
 
     def count(self, n_bytes: int = _LENGTH_BYTES) -> int:
@@ -202,32 +219,64 @@ class _Header:
         else:
             raise UnsupportedError(f"the key '{_shown(key)}' has an array of type {inner}, which is not read")
 
-    def tensor(self) -> _Tensor:
-        """Return the next description of a tensor, its shape in row-major order."""
-        name = self.text()
-        if name in self._names:
-            raise AmbiguousError(f"the header has two tensors named '{_shown(name)}'")
-        self._names.add(name)
+    def tensor(self, alignment: int) -> TensorSpec:
+        """Return the next tensor, its shape in row-major order; it must lie where the one before ends."""
+        raw_name = self.text()
+        name = self._claimed(raw_name)
         n_dimensions = self.count(4)
         if n_dimensions > self._limits.dimensions_max:
             raise LimitError(
-                f"'{_shown(name)}' has {n_dimensions} dimensions, the limit is {self._limits.dimensions_max}"
+                f"'{_shown(raw_name)}' has {n_dimensions} dimensions, the limit is {self._limits.dimensions_max}"
             )
-        shape = tuple(reversed([self.count() for _ in range(n_dimensions)]))
-        kind, offset = self.count(4), self.count()
-        n_elements = prod(shape)
-        if n_elements >= 2**63:
-            raise CorruptError(f"'{_shown(name)}' has a shape of {n_elements} elements")
-        text = name.decode("utf-8", "backslashreplace")
-        if kind in _PLAIN:
-            return _Tensor(text, _PLAIN[kind], shape, offset, n_elements * DTYPES[_PLAIN[kind]].itemsize, None)
-        if kind not in _BLOCKS:
-            raise UnsupportedError(f"'{_shown(name)}' has elements of type {kind}, which is not known here")
-        dtype, per_block, block_bytes = _BLOCKS[kind]
-        if (shape[-1] if shape else 1) % per_block:
-            raise CorruptError(f"'{_shown(name)}' has rows that are no whole number of {dtype} blocks")
-        problem = f"quantised ({dtype.upper()}): sized and hashed, not measured"
-        return _Tensor(text, dtype, shape, offset, n_elements // per_block * block_bytes, problem)
+        described = [int(number) for number in self._cursor.unpack(self._described(n_dimensions))]
+        shape, (number, offset) = tuple(described[-3::-1]), described[-2:]
+        if prod(shape) >= 2**63:
+            raise CorruptError(f"'{_shown(raw_name)}' has a shape of {prod(shape)} elements")
+        dtype, n_bytes = _size(raw_name, number, shape)
+        if offset != self.end:
+            raise CorruptError(f"'{_shown(raw_name)}' is at {offset}, the tensor before ends at {self.end}")
+        self.end = _padded(offset + n_bytes, alignment)
+        is_plain = number in _PLAIN
+        return TensorSpec(
+            name=name,
+            kind=kind_of_flat_name(name, dtype, n_dimensions),
+            dtype=dtype,
+            shape=shape,
+            n_elements=prod(shape),
+            key=offset,
+            problem=None if is_plain else f"quantised ({dtype.upper()}): sized and hashed, not measured",
+            content=None if is_plain else FileSource(self._values, offset, n_bytes),
+        )
+
+    def _described(self, n_dimensions: int) -> struct.Struct:
+        """Return the structure of what follows a number of dimensions: the sizes, a type's number, a place."""
+        if n_dimensions not in self._described_by:
+            self._described_by[n_dimensions] = struct.Struct(f"{self._order}{n_dimensions}QIQ")
+        return self._described_by[n_dimensions]
+
+    def _claimed(self, raw_name: bytes) -> str:
+        """Return a name as text; raise AmbiguousError for one that was there before."""
+        text = raw_name.decode("utf-8", "backslashreplace")
+        name = self._names.claim(text)
+        if name == text:
+            return name
+        if raw_name in self._escaped or printable(text, self._limits.name_characters_max) == text:
+            raise AmbiguousError(f"the header has two tensors named '{_shown(raw_name)}'")
+        self._escaped.add(raw_name)
+        return name
+
+
+def _size(name: bytes, number: int, shape: tuple[int, ...]) -> tuple[str, int]:
+    """Return the dtype of a type's number, and how many bytes a tensor of it and of this shape takes."""
+    if number in _PLAIN:
+        dtype = _PLAIN[number]
+        return dtype, prod(shape) * DTYPES[dtype].itemsize
+    if number not in _BLOCKS:
+        raise UnsupportedError(f"'{_shown(name)}' has elements of type {number}, which is not known here")
+    dtype, per_block, block_bytes = _BLOCKS[number]
+    if (shape[-1] if shape else 1) % per_block:
+        raise CorruptError(f"'{_shown(name)}' has rows that are no whole number of {dtype} blocks")
+    return dtype, prod(shape) // per_block * block_bytes
 
 
 def _alignment(value: int | float) -> int:
@@ -240,33 +289,11 @@ def _padded(n: int, alignment: int) -> int:
     return -(-n // alignment) * alignment
 
 
-def _check_extents(tensors: list[_Tensor], start: int, alignment: int, size_bytes: int) -> None:
-    """Demand that the tensors lie one after the other, in their order, and end with the file."""
-    place = 0
-    for tensor in tensors:
-        if tensor.offset != place:
-            raise CorruptError(
-                f"'{printable(tensor.name, _SHOWN)}' is at {tensor.offset}, the tensor before ends at {place}"
-            )
-        place = _padded(place + tensor.n_bytes, alignment)
-    if start + place > size_bytes:
-        raise IncompleteError(f"the tensors need {start + place} bytes, the file has {size_bytes}")
-    if start + place < size_bytes:
-        raise CorruptError(f"{size_bytes - start - place} bytes follow the last tensor")
-
-
-def _spec(tensor: _Tensor, names: UniqueNames, start: int, file: BoundedFile) -> TensorSpec:
-    name = names.claim(tensor.name)
-    return TensorSpec(
-        name=name,
-        kind=kind_of_flat_name(name, tensor.dtype, len(tensor.shape)),
-        dtype=tensor.dtype,
-        shape=tensor.shape,
-        n_elements=prod(tensor.shape),
-        key=start + tensor.offset,
-        problem=tensor.problem,
-        content=None if tensor.problem is None else FileSource(file, start + tensor.offset, tensor.n_bytes),
-    )
+def _check_end(end: int, size_bytes: int) -> None:
+    if end > size_bytes:
+        raise IncompleteError(f"the tensors need {end} bytes, the file has {size_bytes}")
+    if end < size_bytes:
+        raise CorruptError(f"{size_bytes - end} bytes follow the last tensor")
 
 
 def _shown(name: bytes) -> str:

@@ -29,6 +29,7 @@ _SHOWN = 80
 # Fields of ModelProto, GraphProto, TensorProto and StringStringEntryProto.
 _IR_VERSION, _GRAPH, _OPSET_IMPORT, _METADATA = 1, 7, 8, 14
 _INITIALIZER, _SPARSE_INITIALIZER = 5, 15
+_GRAPH_FIELDS = frozenset({0, _INITIALIZER, _SPARSE_INITIALIZER})  # 0 is no field, and to be refused
 _DIMS, _DATA_TYPE, _SEGMENT, _NAME, _RAW_DATA, _EXTERNAL_DATA, _DATA_LOCATION = 1, 2, 3, 8, 9, 13, 14
 _FLOATS, _INT32S, _INT64S, _DOUBLES, _UINT64S = 4, 5, 7, 10, 11
 _VARINT_FIELDS = frozenset({_INT32S, _INT64S, _UINT64S})
@@ -105,7 +106,7 @@ def read_model(cursor: ByteCursor, limits: ReadLimits) -> OnnxModel:
 
 
 def _read_graph(cursor: ByteCursor, end: int, model: OnnxModel, limits: ReadLimits) -> None:
-    for number, wire, offset, n in _fields(cursor, end):
+    for number, wire, offset, n in _fields(cursor, end, wanted=_GRAPH_FIELDS):
         if number == _SPARSE_INITIALIZER:
             model.n_sparse += 1
         if number != _INITIALIZER:
@@ -220,12 +221,17 @@ def _demand(wire: int, wanted: int, offset: int) -> int:
     return offset
 
 
-def _fields(cursor: ByteCursor, end: int, *, is_top: bool = False) -> Iterator[tuple[int, int, int, int]]:
+def _fields(
+    cursor: ByteCursor, end: int, *, is_top: bool = False, wanted: frozenset[int] | None = None
+) -> Iterator[tuple[int, int, int, int]]:
     """Yield (field number, wire type, offset, n) of a message: of bytes place and length, of a varint its value as n.
 
-    Whatever the caller did in between, the walk goes on after the field.
+    Whatever the caller did in between, the walk goes on after the field. Where only some fields are `wanted`, others
+    may be left out.
     """
     while cursor.position < end:
+        if wanted is not None and _pass_small(cursor, end, wanted):
+            continue
         key = _varint(cursor, end)
         number, wire = key >> 3, key & 7
         if number == 0:
@@ -244,6 +250,22 @@ def _fields(cursor: ByteCursor, end: int, *, is_top: bool = False) -> Iterator[t
             raise error(f"a field of {n} bytes runs over the end of its message")
         yield number, wire, offset, n
         cursor.position = after
+
+
+def _pass_small(cursor: ByteCursor, end: int, wanted: frozenset[int]) -> bool:
+    """Pass over small fields of bytes that are not wanted, such as the nodes of a graph, page by page; say if any."""
+    page, start = cursor.window()
+    at, n_fields = start, 0
+    stop = start + end - cursor.position
+    last = min(len(page), stop) - 1  # a field takes two bytes at least
+    while at < last:
+        key, after = page[at], at + 2 + page[at + 1]
+        if key & 0x87 != BYTES or page[at + 1] > 0x7F or key >> 3 in wanted or after > stop:
+            break
+        at, n_fields = after, n_fields + 1
+    if n_fields:
+        cursor.advance(at - start, 2 * n_fields)
+    return n_fields > 0
 
 
 def _varint(cursor: ByteCursor, end: int) -> int:

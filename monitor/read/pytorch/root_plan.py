@@ -5,6 +5,7 @@ Pure functions over inert nodes. It gives each entry a name and a kind to start 
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from monitor.read.naming import (
@@ -31,8 +32,11 @@ _KEYS_LOOKED_AT_MAX = 256
 _KEY_CHARACTERS = 64
 _UNWRAP_MAX = 3
 
+_CONTAINERS = tuple(dict.fromkeys((*MODEL_CONTAINERS, *AVERAGED_CONTAINERS)))  # in the order of preference
+_COUNTERS = frozenset({*STEP_KEYS, *EPOCH_KEYS})
+
 _Entries = list[tuple[object, object]]
-_Keyed = list[tuple[str, object]]
+_Wrapped = tuple[str, _Entries]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,40 +64,35 @@ class Progress:
     epoch_tensors: list[FoundTensor] = field(default_factory=list)
 
 
-def plan(root: object, limits: ReadLimits) -> list[tuple[Place, object]]:
-    """Return where the walk of `root` starts: each entry at the top with the name and kind that its key gives it."""
-    if _is_optimizer(root):
-        return [(Place("optimizer", TensorKind.OPTIMIZER), root)]
-    keyed = _top_entries(root, limits)
-    if keyed is None:
-        return [(Place("", TensorKind.PARAMETER), root)]
-    wrapped = _wrapper(keyed)
-    if wrapped is not None:
-        keyed = [
-            part
-            for key, value in keyed
-            for part in (_keyed(wrapped[1], limits) if key == wrapped[0] else [(key, value)])
-        ]
-    model = _model_key(keyed)
-    planned: list[tuple[Place, object]] = []
+def plan(root: object, limits: ReadLimits) -> Iterator[tuple[Place, object]]:
+    """Yield where the walk of `root` starts: each entry at the top with the name and kind that its key gives it.
+
+    One after the other, since a file may have a million of them.
+    """
+    entries = None if _is_optimizer(root) else _top_entries(root)
+    if entries is None:
+        is_state = _is_optimizer(root)
+        yield (Place("optimizer", TensorKind.OPTIMIZER) if is_state else Place("", TensorKind.PARAMETER)), root
+        return
+    wrapped = _wrapper(entries, limits)
+    model = _model_key(_keyed(entries, limits, wrapped))
     is_planned, n_optimizers = False, 0
-    for key, value in keyed:
+    for key, value in _keyed(entries, limits, wrapped):
         optimizers = _optimizers(value) if is_optimizer_key(key) else [value] if _is_optimizer(value) else []
         if key == model and not is_planned:
             is_planned = True
             dropped, inner = _unwrapped(key, value)
-            planned.append((Place("", TensorKind.PARAMETER, longer=dropped), inner))
+            yield Place("", TensorKind.PARAMETER, longer=dropped), inner
         elif optimizers:
             for optimizer in optimizers:
                 name = "optimizer" if n_optimizers == 0 else f"optimizer.{n_optimizers}"
-                planned.append((Place(name, TensorKind.OPTIMIZER), optimizer))
+                yield Place(name, TensorKind.OPTIMIZER), optimizer
                 n_optimizers += 1
         else:
-            planned.append((Place(key, _kind(key, value, has_model=model is not None)), value))
-    return planned
+            yield Place(key, _kind(key, value, has_model=model is not None)), value
 
 
-def stated_parameter_names(planned: list[tuple[Place, object]], limits: ReadLimits) -> dict[tuple[str, int], str]:
+def stated_parameter_names(planned: Iterable[tuple[Place, object]], limits: ReadLimits) -> dict[tuple[str, int], str]:
     """Return the names that optimizers built from named parameters keep: (optimizer, number) to parameter name.
 
     A group whose names are not one text for each of its numbers gives none.
@@ -120,7 +119,7 @@ def find_progress(root: object, limits: ReadLimits) -> Progress:
     entries = entries_of(root)
     if entries is None:
         return progress
-    wrapped = _wrapper(_keyed(entries, limits))
+    wrapped = _wrapper(entries, limits)
     inner_levels = [wrapped[1]] if wrapped is not None else []
     inner_levels += [
         inner
@@ -128,7 +127,10 @@ def find_progress(root: object, limits: ReadLimits) -> Progress:
         if type(key) is str and key in TRAINER_CONTAINERS and (inner := entries_of(value)) is not None
     ]
     for level in (entries, *inner_levels):
-        values = text_keyed(level)
+        values: dict[str, object] = {}
+        for name, value in level:
+            if type(name) is str and name in _COUNTERS:
+                values.setdefault(name, value)
         for key in STEP_KEYS:
             if progress.step is None:
                 progress.step = as_step(_number(values.get(key)))
@@ -146,15 +148,21 @@ def _number(value: object) -> object:
     return numpy_scalar(value) if isinstance(value, Node) else value
 
 
-def _keyed(entries: _Entries, limits: ReadLimits) -> _Keyed:
-    return [(component(key, limits.name_characters_max), value) for key, value in entries]
+def _keyed(entries: _Entries, limits: ReadLimits, wrapped: _Wrapped | None = None) -> Iterator[tuple[str, object]]:
+    """Yield entries with their keys as parts of names, and in place of the wrapper what is in it."""
+    for key, value in entries:
+        name = component(key, limits.name_characters_max)
+        if wrapped is None or name != wrapped[0]:
+            yield name, value
+        else:
+            yield from _keyed(wrapped[1], limits)
 
 
-def _top_entries(root: object, limits: ReadLimits) -> _Keyed | None:
+def _top_entries(root: object) -> _Entries | None:
     """Return the entries of a dict, or of a list or tuple of containers by their places; None for anything else."""
     entries = entries_of(root)
     if entries is not None:
-        return _keyed(entries, limits)
+        return entries
     if (
         isinstance(root, list | tuple)
         and len(root) <= _KEYS_LOOKED_AT_MAX
@@ -172,29 +180,30 @@ def _kind(key: str, value: object, *, has_model: bool) -> TensorKind:
     return TensorKind.OTHER if has_model or is_side_key(key) else TensorKind.PARAMETER
 
 
-def _wrapper(keyed: _Keyed) -> tuple[str, _Entries] | None:
+def _wrapper(entries: _Entries, limits: ReadLimits) -> _Wrapped | None:
     """Return key and entries of the one container that itself holds a model beside an optimizer, if there is one."""
-    if _model_key(keyed) is not None:
+    if _model_key(_keyed(entries, limits)) is not None:
         return None
-    for key, value in keyed[:_KEYS_LOOKED_AT_MAX]:
-        entries = entries_of(value)
-        if entries is None or is_optimizer_key(key) or is_side_key(key):
+    for key, value in _keyed(entries[:_KEYS_LOOKED_AT_MAX], limits):
+        inner_entries = entries_of(value)
+        if inner_entries is None or is_optimizer_key(key) or is_side_key(key):
             continue
-        inner = _looked_at(entries)
+        inner = _looked_at(inner_entries)
         if any(is_optimizer_key(name) for name, _ in inner) and _model_key(inner) is not None:
-            return key, entries
+            return key, inner_entries
     return None
 
 
-def _looked_at(entries: _Entries) -> _Keyed:
+def _looked_at(entries: _Entries) -> list[tuple[str, object]]:
     return [(component(name, _KEY_CHARACTERS), part) for name, part in entries[:_KEYS_LOOKED_AT_MAX]]
 
 
-def _model_key(keyed: _Keyed) -> str | None:
+def _model_key(keyed: Iterable[tuple[str, object]]) -> str | None:
     by_key: dict[str, object] = {}
     for key, value in keyed:
-        by_key.setdefault(key, value)
-    for key in (*MODEL_CONTAINERS, *AVERAGED_CONTAINERS):
+        if key in _CONTAINERS:
+            by_key.setdefault(key, value)
+    for key in _CONTAINERS:
         if key in by_key and _is_container(by_key[key]) and holds_tensors(by_key[key]):
             return key
     return None
