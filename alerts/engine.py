@@ -20,7 +20,7 @@ from alerts.lifecycle import DETAILS_MAX, Change, Evaluation, Transition, advanc
 from alerts.quiet import MaintenanceWindow
 from alerts.rule import Outcome, RuleSetting
 from alerts.verdict import is_good, last_good
-from storage import queries, writer
+from storage import queries, windows, writer
 from storage.failpoints import reach
 from storage.records import (
     Alert,
@@ -152,7 +152,7 @@ class Engine:
             if snapshot_id is None:
                 return RecordOutcome(stored=False)
             reach("record.snapshot")
-            window = queries.window(
+            window = windows.window(
                 session, run, n_snapshots_max=self._settings.window_snapshots_max, now=now, reason="snapshot"
             )
             late = window.newest is None or window.newest.id != snapshot_id

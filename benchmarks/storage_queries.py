@@ -21,7 +21,7 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
-from storage import queries, writer
+from storage import queries, windows, writer
 from storage.database import open_database
 from storage.records import (
     Alert,
@@ -156,7 +156,7 @@ def asked(newest: int, tensor: str) -> dict[str, Callable[[Session], object]]:
         "history of a run, 1000": lambda s: queries.history(s, RUN, limit=1000),
         "newest snapshot": lambda s: queries.newest(s, RUN),
         "reference for drift": lambda s: queries.reference(s, RUN, 1, step=10**9, written_at=0.0),
-        "window for the rules": lambda s: queries.window(s, RUN, n_snapshots_max=50, now=0.0, reason="tick"),
+        "window for the rules": lambda s: windows.window(s, RUN, n_snapshots_max=50, now=0.0, reason="tick"),
         "tensors of a snapshot": lambda s: queries.tensors(s, newest),
         "the same, numbers only": lambda s: queries.tensors(s, newest, with_distribution=False),
         "the same, with sketches": lambda s: queries.tensors(s, newest, with_sketch=True),

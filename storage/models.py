@@ -13,6 +13,7 @@ from records is in `rows`, and a change here needs a revision in `migrations` (a
           ├─ tensors ───────────────────────────┘  dictionary of what stays equal: name, kind, dtype, shape
           └─ incidents ── alerts ── outbox
     silences                                       who need not be told, and until when
+    claims                                         which daemon does what, where several share the work
     meta                                           small facts about the database itself
 """
 
@@ -151,6 +152,7 @@ class SnapshotRow(Base):
     __table_args__ = (
         UniqueConstraint("run_id", "path", "signature"),
         Index(None, "run_id", "attempt", "sort_step", "id"),
+        Index(None, "weight_norm"),
         {"sqlite_autoincrement": True},
     )
 
@@ -425,6 +427,16 @@ class SilenceRow(Base):
     created_at: Mapped[float] = mapped_column(Double)
     ends_at: Mapped[float] = mapped_column(Double)
     comment: Mapped[str] = mapped_column(PlainText)
+
+
+class ClaimRow(Base):
+    """A piece of work that one of several daemons does (see `claims`); worth nothing after `leased_until`."""
+
+    __tablename__ = "claims"
+
+    what: Mapped[str] = mapped_column(ExactText, primary_key=True)
+    owner: Mapped[str] = mapped_column(String(200))
+    leased_until: Mapped[float] = mapped_column(Double)
 
 
 def table(model: type[Base]) -> Table:

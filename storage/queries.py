@@ -7,7 +7,7 @@ it was stored.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 from sqlalchemy import Select, and_, exists, func, null, or_, select
@@ -38,14 +38,12 @@ from storage.records import (
     Finding,
     Incident,
     Notification,
-    PastSnapshot,
     RunSummary,
     Severity,
     SnapshotStatus,
     StoredSnapshot,
     TensorDrift,
     TensorSummary,
-    Window,
 )
 
 RUNS_MAX: Final = 10_000
@@ -53,8 +51,6 @@ TENSORS_MAX: Final = 1_000_000
 KNOWN_MAX: Final = 1_000_000
 OPEN_ALERTS_MAX: Final = 10_000
 FINDINGS_MAX: Final = 10_000
-PAST_SNAPSHOTS_MAX: Final = 8
-PAST_TENSORS_MAX: Final = 40_000  # over all past snapshots of a window; at least one is given whatever its size
 VARIANTS_MAX: Final = 100  # how many dtypes or shapes one tensor had in one run
 _BATCH_ROWS: Final = 500  # below the number of variables that an old SQLite allows in one statement
 
@@ -116,58 +112,13 @@ def reference(
     return None if row is None else rows.stored_snapshot(row)
 
 
-def window(session: Session, run: str, *, n_snapshots_max: int, now: float, reason: str) -> Window:
-    """Return what the rules see: the newest snapshots of the run's current attempt, with the newest one's tensors.
-
-    Sketches are left out. The window of an unknown run is empty.
-    """
-    attempt = session.execute(select(RunRow.attempt).where(RunRow.name == run)).scalar()
-    snapshots = history(session, run, attempt=attempt, limit=n_snapshots_max) if attempt is not None else []
-    if attempt is None or not snapshots:
-        return Window(run=run, snapshots=(), tensors=(), drifts=(), now=now, reason=reason)
-    last = snapshots[-1].id
-    return Window(
-        run=run,
-        snapshots=tuple(snapshots),
-        tensors=tensors(session, last),
-        drifts=drifts(session, last),
-        now=now,
-        reason=reason,
-        scalars=scalars(session, last),
-        past=_past(session, snapshots[:-1]),
-        previous_attempt=_previous_attempt(session, run, attempt) if len(snapshots) <= PAST_SNAPSHOTS_MAX else None,
-    )
-
-
-def _past(session: Session, snapshots: Sequence[StoredSnapshot]) -> tuple[PastSnapshot, ...]:
-    """Return the newest complete ones with their contents, as many as the limits allow, oldest first."""
-    chosen: list[PastSnapshot] = []
-    n_tensors = 0
-    for stored in reversed(snapshots):
-        if stored.status is not SnapshotStatus.COMPLETE:
-            continue
-        n_tensors += stored.n_tensors
-        if len(chosen) == PAST_SNAPSHOTS_MAX or (chosen and n_tensors > PAST_TENSORS_MAX):
-            break
-        chosen.append(_with_contents(session, stored))
-    return tuple(reversed(chosen))
-
-
-def _previous_attempt(session: Session, run: str, attempt: int) -> PastSnapshot | None:
+def last_before_attempt(session: Session, run: str, attempt: int) -> StoredSnapshot | None:
+    """Return the newest complete snapshot of a run's earlier attempts, None when there is none."""
     statement = _snapshots().where(
         RunRow.name == run, SnapshotRow.attempt < attempt, SnapshotRow.status == SnapshotStatus.COMPLETE.value
     )
     row = session.execute(statement.order_by(*_NEWEST_FIRST).limit(1)).one_or_none()
-    return None if row is None else _with_contents(session, rows.stored_snapshot(row))
-
-
-def _with_contents(session: Session, stored: StoredSnapshot) -> PastSnapshot:
-    return PastSnapshot(
-        snapshot=stored,
-        tensors=tensors(session, stored.id, with_distribution=False),
-        drifts=drifts(session, stored.id),
-        scalars=scalars(session, stored.id),
-    )
+    return None if row is None else rows.stored_snapshot(row)
 
 
 def tensors(

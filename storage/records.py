@@ -241,13 +241,19 @@ class GradientEstimate:
 
     `norm` is the root of the weighted mean of the squared global gradient norm over `window_steps` steps (source
     "adam_window", and the same of other optimizers), or over the optimizer's own memory (source "adam_ema" and others,
-    window_steps None). Source "logged" is the mean of the norms that training itself logged.
+    window_steps None). Source "logged" is the mean of the norms that training itself logged. A source that ends in
+    "_assumed" rests on a setting that the checkpoint does not state: a number to look at, which no rule judges.
     """
 
     norm: float
     source: str
     window_steps: int | None
     beta2: float | None = None
+
+    @property
+    def is_assumed(self) -> bool:
+        """Say whether the number rests on a setting that the checkpoint does not state."""
+        return self.source.endswith("_assumed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,10 +10,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import ORMExecuteState, Session
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from storage import queries, retention, writer
+from storage import queries, retention, windows, writer
 from storage.database import Database
 from storage.models import AlertRow, Base, table
-from storage.records import AlertState, Severity, Snapshot, Window
+from storage.records import AlertState, Severity, Sketch, Snapshot, Window
 from tests.support.stored import make_alert, make_failure, make_finding, make_snapshot, make_tensor, stored_as
 
 
@@ -115,11 +115,11 @@ def test_snapshots_with_very_many_tensors_make_the_past_shorter(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add(database, *(make_snapshot(step) for step in range(1, 7)))
-    monkeypatch.setattr(queries, "PAST_TENSORS_MAX", 5)
+    monkeypatch.setattr(windows, "PAST_TENSORS_MAX", 5)
     with database.read() as session:
         window = windows.window(session, "gpt", n_snapshots_max=64, now=9.0, reason="snapshot")
     assert [p.snapshot.step for p in window.past] == [4, 5]
-    monkeypatch.setattr(queries, "PAST_TENSORS_MAX", 0)
+    monkeypatch.setattr(windows, "PAST_TENSORS_MAX", 0)
     with database.read() as session:
         window = windows.window(session, "gpt", n_snapshots_max=64, now=9.0, reason="snapshot")
     assert [p.snapshot.step for p in window.past] == [5]
@@ -431,3 +431,24 @@ def test_an_upsert_speaks_the_dialect_of_its_session() -> None:
     statement = writer.upsert(session, table(AlertRow)).values(fingerprint="f").on_conflict_do_nothing()
     assert isinstance(statement, postgresql.Insert)
     assert "ON CONFLICT DO NOTHING" in str(statement.compile(dialect=engine.dialect))
+
+
+def test_the_window_names_the_snapshots_that_another_run_has_too(database: Database) -> None:
+    with database.write() as session:
+        for run, norm, weights in (
+            ("gpt", 2.0, b"same"),
+            ("copy", 2.0, b"same"),
+            ("other", 2.0, b"differ"),
+            ("longer", 2.5, b"same"),
+        ):
+            for step in (0, 5, 9):
+                facts = {"weight_norm": norm + step, "weights": weight_sketch(weights * 2)}
+                assert writer.add_snapshot(session, make_snapshot(step, run=run, **facts))
+        writer.add_snapshot(session, make_snapshot(5, run="again", path="/data/gpt/checkpoint-5.pt", weight_norm=7.0))
+        window = windows.window(session, "gpt", n_snapshots_max=9, now=5.0, reason="snapshot")
+    pairs = [(mine.step, twin.run, twin.step) for mine, twin in window.twins]
+    assert pairs == [(5, "copy", 5), (9, "copy", 9)]
+
+
+def weight_sketch(values: bytes) -> Sketch:
+    return Sketch(kind="weights", n_buckets=len(values) // 4, seed=3, dtype="float32", values=values)

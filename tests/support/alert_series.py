@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from storage.records import (
@@ -85,9 +86,9 @@ def snapshot_of(entry: Mapping[str, Any], index: int, *, run: str = "gpt") -> Sn
     """Return the snapshot that one entry of a series describes.
 
     Keys: step, path, at (seconds after START), gradient, source, window_steps, beta2, update_ratio, failed (a kind of
-    problem), tensors (a list of keyword arguments of `bad_tensor`, which also takes any fact of a TensorSummary),
-    attempt, drifts (tensor name -> how far it moved, or facts of a TensorDrift), scalars, reference_step,
-    weight_norm, n_parameters, size_bytes.
+    problem), tensors (a list of keyword arguments of `bad_tensor`, which also takes any fact of a TensorSummary), twins
+    (other runs with the same weights), attempt, drifts (tensor name -> how far it moved, or facts of a TensorDrift),
+    scalars, reference_step, weight_norm, n_parameters, size_bytes.
     """
     step = entry.get("step", index + 1)
     at = START + float(entry.get("at", index * PACE_SECONDS))
@@ -172,6 +173,18 @@ def _past(pairs: Sequence[tuple[Snapshot, StoredSnapshot]]) -> tuple[PastSnapsho
     )
 
 
+def _twins(
+    series: Sequence[Mapping[str, Any]], current: Sequence[tuple[Snapshot, StoredSnapshot]]
+) -> tuple[tuple[StoredSnapshot, StoredSnapshot], ...]:
+    """Return a snapshot with one of each run that its entry names under `twins`."""
+    entries = expanded(series)
+    return tuple(
+        (stored, replace(stored, id=1000 + stored.id, run=run, path=f"/data/{run}/x-{stored.step}.pt"))
+        for _, stored in current
+        for run in entries[stored.id - 1].get("twins", ())
+    )
+
+
 def _last(past: tuple[PastSnapshot, ...]) -> PastSnapshot | None:
     return past[-1] if past else None
 
@@ -195,6 +208,7 @@ def window_of(
         drifts=pairs[-1][0].drifts if pairs and reason == "snapshot" else (),
         scalars=pairs[-1][0].scalars if pairs and reason == "snapshot" else {},
         past=_past([p for p in pairs[:-1] if p[0].attempt == pairs[-1][0].attempt])[-8:] if pairs else (),
+        twins=_twins(series, current),
         previous_attempt=_last(_past([p for p in pairs[:-1] if p[0].attempt < pairs[-1][0].attempt]))
         if pairs
         else None,
