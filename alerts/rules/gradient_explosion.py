@@ -50,7 +50,8 @@ class GradientExplosion:
         """`factor`: how many times the median of the baseline is an explosion.
 
         `z_max` with `ratio_min`: or so many robust standard deviations of the logarithm, if it is at least so many
-        times the median. An explosion lasts until the value is below `ratio_min` times the median.
+        times the median. Either way it must be `highest_min` times the highest value of the baseline: gradients may
+        rise in sound trainings, too. An explosion lasts until the value is below `ratio_min` times the median.
         `baseline_checkpoints`, `baseline_checkpoints_min`: how many checkpoints from before are compared with.
         `accept_after_checkpoints`: after so many exploded checkpoints in a row a steady new height is the usual one.
         """
@@ -58,6 +59,7 @@ class GradientExplosion:
         factor: Annotated[float, Field(gt=1)] = 10.0
         z_max: Annotated[float, Field(gt=0)] = 6.0
         ratio_min: Annotated[float, Field(gt=1)] = 3.0
+        highest_min: Annotated[float, Field(ge=0)] = 3.0
         baseline_checkpoints: Annotated[int, Field(ge=2, le=32)] = 8
         baseline_checkpoints_min: Annotated[int, Field(ge=2, le=32)] = 4
         accept_after_checkpoints: Annotated[int, Field(ge=2, le=32)] = 16
@@ -88,7 +90,8 @@ class GradientExplosion:
 
 def _series(snapshots: Sequence[StoredSnapshot], newest: StoredSnapshot) -> tuple[str, list[Point]]:
     """Return the source of the newest value and all values of that same source, oldest first; none without a newest."""
-    source = newest.gradient.source if newest.gradient is not None else WEIGHT_UPDATE
+    is_known = newest.gradient is not None and not newest.gradient.is_assumed
+    source = newest.gradient.source if newest.gradient is not None and is_known else WEIGHT_UPDATE
     if _value(newest, source) is None:
         return source, []
     values = ((snapshot, _value(snapshot, source)) for snapshot in snapshots)
@@ -117,6 +120,7 @@ def _bar(options: GradientExplosion.Options) -> Bar:
         n_baseline=options.baseline_checkpoints,
         n_baseline_min=options.baseline_checkpoints_min,
         accept_after=options.accept_after_checkpoints,
+        highest_min=options.highest_min,
     )
 
 

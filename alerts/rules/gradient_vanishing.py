@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, ClassVar
 
 from pydantic import Field
@@ -70,6 +71,7 @@ class GradientVanishing:
         serious = n_faint >= options.share * n_held or (
             bool(faint) and faint[0][0] is held[0][0] and faint[0][1] == 0.0
         )
+        serious = serious and not (largest < options.rms and _faded(window, options))
         if not serious:
             faint = [(s, rms) for s, rms in faint if rms == 0.0]
         if not faint:
@@ -89,6 +91,14 @@ class GradientVanishing:
                 ),
             )
         )
+
+
+def _faded(window: Window, options: GradientVanishing.Options) -> bool:
+    """Say whether the gradient went to nothing little by little, as it does where all data are learned by heart."""
+    norms = [s.gradient.norm for s in window.snapshots if s.gradient is not None and s.gradient.norm > 0.0]
+    if len(norms) < 3 or norms[-1] > options.collapse * max(norms):
+        return False
+    return all(new > options.collapse * old for old, new in pairwise(norms))
 
 
 def _collapsed(window: Window, options: GradientVanishing.Options) -> Finding | None:

@@ -1,7 +1,7 @@
 """The rule `second_moment_frozen`: Adam's second moment is kept in a type too narrow to follow the gradients.
 
 In bfloat16 with beta2 = 0.999 it can no longer fall: 0.1 % less rounds to the same number. In float16 small ones become
-zero, and the step that they divide grows without bounds.
+zero, and the step that they divide grows without bounds. So a state that was wider before has lost what it needs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pydantic import Field
 
 from alerts.evidence import drifts_of, hit, is_unmoved, listed, why_silent
 from alerts.optimizer_state import State, adam_states
-from alerts.rule import Needs, Outcome, number, quiet
+from alerts.rule import Needs, Outcome, number, quiet, step_text
 from storage.records import Severity, TensorDrift, Window
 
 BFLOAT16_EPSILON = 2.0**-8
@@ -49,7 +49,15 @@ class SecondMomentFrozen:
         if not held:
             return quiet("no second moment of 16 bits in the checkpoint")
         drifts = drifts_of(window.drifts)
-        found = [(s, text) for s in held if (text := _trouble(s, drifts, options)) is not None]
+        was_wide = {
+            t.name: (t.dtype, p.snapshot.step)
+            for p in window.past
+            for t in p.tensors
+            if t.dtype in ("float32", "float64")
+        }
+        found = [
+            (s, text) for s in held if (text := _narrowed(s, was_wide) or _trouble(s, drifts, options)) is not None
+        ]
         if not found or len(found) < options.share * len(held):
             return Outcome()
         first, text = found[0]
@@ -74,6 +82,14 @@ class SecondMomentFrozen:
 
 
 NARROW = ("bfloat16", "float16")
+
+
+def _narrowed(state: State, was_wide: Mapping[str, tuple[str, int | None]]) -> str | None:
+    second = state.parts["exp_avg_sq"]
+    if second.dtype != "float16" or second.name not in was_wide:
+        return None
+    dtype, step = was_wide[second.name]
+    return f"it was {dtype} at {step_text(step)}, and float16 holds nothing below 6e-8"
 
 
 def _trouble(state: State, drifts: Mapping[str, TensorDrift], options: SecondMomentFrozen.Options) -> str | None:

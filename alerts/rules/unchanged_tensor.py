@@ -37,7 +37,8 @@ class UnchangedTensor:
     class Options:
         """`checkpoints`: for how many in a row a parameter must be bit-identical to the one before.
 
-        `relative_min`: how far the others must move in the median, |W - W0| / |W0|. `lone_share_max`: the largest
+        `relative_min`: how far the others must move in the median, |W - W0| / |W0|, and it itself when it last did.
+        `lone_share_max`: the largest
         share of parameters that never moved in which they count as left out by mistake and not as frozen on purpose.
         `ignore`: glob patterns of names that may stand still.
         """
@@ -68,9 +69,9 @@ class UnchangedTensor:
             and len(series := [p[t.name] for p in past if t.name in p] + [now[t.name]]) >= options.checkpoints
             and all(_rests(t, d) for d in series[-options.checkpoints :])
         }
-        stopped = [t for t in held if t.name in still and any(not _rests(t, d) for d in still[t.name])]
+        stopped = [t for t in held if t.name in still and _last_move(t, still[t.name]) >= options.relative_min]
         alone = _left_alone(held, now_still={t.name for t in held if is_unmoved(now[t.name])}, options=options)
-        never = [t for t in alone if t.name in still and t not in stopped]
+        never = [t for t in alone if t.name in still and _last_move(t, still[t.name]) == 0.0]
         if not stopped and not never:
             return Outcome()
         last_moving = max(t.position for t in held if not _rests(t, now[t.name]))
@@ -89,6 +90,11 @@ def _rests(tensor: TensorSummary, drift: TensorDrift) -> bool:
     if change is None or turned is None or change < SHRINKS_MIN or tensor.n_elements < SHRINKS_ELEMENTS:
         return False
     return abs(turned) < SHRINKS_SIDEWAYS * change**2 / 2
+
+
+def _last_move(tensor: TensorSummary, series: Sequence[TensorDrift]) -> float:
+    """Return how far the tensor moved when it last did, 0.0 if never: one that faded away was rounded, not stopped."""
+    return next((d.relative_l2 or 0.0 for d in reversed(series) if not _rests(tensor, d)), 0.0)
 
 
 def _left_alone(
@@ -110,7 +116,7 @@ def _is_one_layer(tensors: Sequence[TensorSummary], *, before: int) -> bool:
 def _is_trained_by_name(tensor: TensorSummary) -> bool:
     last = tensor.name.rpartition(".")[2]
     is_bias = last == "bias" and sum(axis > 1 for axis in tensor.shape) <= 1
-    return (is_bias or last in TRAINED_NAMES) and bool(tensor.std)
+    return (is_bias or any(name in TRAINED_NAMES for name in (last, *last.split("_")))) and bool(tensor.std)
 
 
 def _finding(
