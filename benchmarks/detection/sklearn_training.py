@@ -133,7 +133,7 @@ def exponent_bit_in_file(job: Estimator) -> None:
     def damage(model: Any) -> None:
         flat = model.coefs_[0].reshape(-1)
         bits = flat.view(np.int32 if flat.dtype == np.float32 else np.int64)
-        bits[int(np.abs(flat).argmax())] ^= 1 << (flat.dtype.itemsize * 8 - 2)
+        bits[int(np.abs(np.abs(flat) - np.median(np.abs(flat))).argmin())] ^= 1 << (flat.dtype.itemsize * 8 - 2)
 
     job.damage.append(damage)
 
