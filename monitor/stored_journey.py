@@ -88,7 +88,9 @@ def _references(database: Database, run: str, against: str, places: Sequence[Pla
             first.setdefault(place.attempt, place)
             before[place.attempt] = place
         return found
-    reference = _best(database, run, places) if against == "best" else _at_step(against, places)
+    reference = best(database, run, places) if against == "best" else _at_step(against, places)
+    if reference is None:
+        raise QuestionError("no loss was logged beside this run's checkpoints, and none of them is good")
     return {place.id: reference for place in places}
 
 
@@ -104,8 +106,12 @@ def _at_step(against: str, places: Sequence[Place]) -> Place:
     raise QuestionError(f"no snapshot of step {step} was measured" + (f"; the nearest are {near}" if near else ""))
 
 
-def _best(database: Database, run: str, places: Sequence[Place]) -> Place:
-    """Return the snapshot with the lowest logged loss, the earlier one of equals; without a log the last good one."""
+def best(database: Database, run: str, places: Sequence[Place]) -> Place | None:
+    """Return the snapshot with the lowest logged loss, the earlier one of equals; without a log the last good one.
+
+    Validation loss decides where any snapshot has one, else training loss. None where neither a loss nor a good
+    snapshot is known.
+    """
     ids = [place.id for place in places]
     by_id = {place.id: place for place in places}
     with database.read() as session:
@@ -117,9 +123,15 @@ def _best(database: Database, run: str, places: Sequence[Place]) -> Place:
             if known:
                 return by_id[min(known, key=lambda number: losses[number])]
         good = last_good(queries.history(session, run))
-    if good is None or good.id not in by_id:
-        raise QuestionError("no loss was logged beside this run's checkpoints, and none of them is good")
-    return by_id[good.id]
+    return None if good is None else by_id.get(good.id)
+
+
+def best_number(database: Database, run: str) -> int | None:
+    """Return the number of a run's best snapshot (see `best`), None where there is none."""
+    with database.read() as session:
+        places = sketches.places(session, run)
+    found = best(database, run, places)
+    return None if found is None else found.id
 
 
 def _stored_drifts(

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from storage import queries, writer
 from storage.database import Database
-from storage.retention import is_kept, thin_sketches
+from storage.retention import is_kept, thin_distributions, thin_sketches
 from tests.support.stored import make_snapshot
 
 
@@ -54,6 +54,40 @@ def test_thinning_drops_old_sketches_and_keeps_their_statistics(database: Databa
         assert kept == kept_of(8, 2) == {0, 4, 6, 7}
         assert queries.tensors(session, other, with_sketch=True)[0].sketch is not None
         assert all(queries.tensors(session, number)[0].norm_l2 == 3.0 for number in numbers)
+
+
+def test_histograms_are_thinned_in_the_same_way_and_what_is_asked_for_is_kept(database: Database) -> None:
+    with database.write() as session:
+        numbers = [writer.add_snapshot(session, make_snapshot(step)) for step in range(8)]
+    best = numbers[1]
+    assert best is not None
+    with database.write() as session:
+        assert thin_distributions(session, "gpt", n_recent=2, keep={best}) > 0
+        assert thin_sketches(session, "gpt", n_recent=2, keep={best}) > 0
+    with database.write() as session:
+        assert thin_distributions(session, "gpt", n_recent=2, keep={best}) == 0
+    with database.read() as session:
+        tensors = [queries.tensors(session, n, with_sketch=True)[0] for n in numbers if n is not None]
+    expected = kept_of(8, 2) | {1}
+    assert {i for i, t in enumerate(tensors) if t.histogram is not None} == expected
+    assert {i for i, t in enumerate(tensors) if t.quantiles} == expected
+    assert {i for i, t in enumerate(tensors) if t.sketch is not None} == expected
+
+
+def test_a_long_backlog_is_thinned_a_part_at_a_time_from_its_oldest_end(database: Database) -> None:
+    with database.write() as session:
+        numbers = [writer.add_snapshot(session, make_snapshot(step)) for step in range(12)]
+    deleted = []
+    for _ in range(3):
+        with database.write() as session:
+            deleted.append(thin_sketches(session, "gpt", n_recent=2, snapshots_max=4))
+        if len(deleted) == 1:
+            with database.read() as session:
+                tensors = [queries.tensors(session, n, with_sketch=True)[0] for n in numbers if n is not None]
+            thinned = [index for index, tensor in enumerate(tensors) if tensor.sketch is None]
+            assert thinned == sorted(set(range(12)) - kept_of(12, 2))[:4]
+    n_doomed = 12 - len(kept_of(12, 2))
+    assert deleted == [4, n_doomed - 4, 0]
 
 
 def test_a_short_or_unknown_run_keeps_everything(database: Database) -> None:
