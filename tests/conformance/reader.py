@@ -27,6 +27,7 @@ from monitor.read.reader import (
 from monitor.read.registry import READERS, open_path, reader_class
 from storage.records import ProblemKind
 from tests.support.audit import audited
+from tests.support.frameworks import CleanReader
 from tests.support.reading import bits, read_whole
 
 Arrays = dict[str, npt.NDArray[np.generic]]
@@ -210,6 +211,9 @@ class ReaderConformance(ABC):
             read_whole(file)
         assert events == []
         assert set(sys.modules) == before
+
+    def test_a_process_that_reads_it_has_imported_no_framework(self, file: Path, clean_reader: CleanReader) -> None:
+        assert clean_reader.read(file) == (self.format, [])
 
     def test_bytes_read_are_counted_and_reported(self, file: Path) -> None:
         reported: list[int] = []

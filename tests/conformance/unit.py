@@ -25,6 +25,7 @@ from monitor.watch.names import NameRules
 from monitor.watch.scanner import Scanner
 from storage.records import ProblemKind
 from tests.support.audit import audited
+from tests.support.frameworks import CleanReader
 from tests.support.reading import bits, read_whole
 
 LONG_AGO_NS = 1_600_000_000_000_000_000  # a save under way is told by files younger than others
@@ -186,6 +187,9 @@ class UnitConformance(ABC):
         with audited() as events:
             read_whole(unit)
         assert events == []
+
+    def test_a_process_that_reads_it_has_imported_no_framework(self, unit: Path, clean_reader: CleanReader) -> None:
+        assert clean_reader.read(unit) == (self.format, [])
 
     def test_bytes_read_are_counted_and_reported(self, unit: Path) -> None:
         reported: list[int] = []

@@ -1,4 +1,4 @@
-"""Measure the peak memory of a process that reads every value of a checkpoint and does nothing else."""
+"""Measure the peak memory of a process that does what a measuring worker does with one checkpoint, and nothing else."""
 
 from __future__ import annotations
 
@@ -6,28 +6,54 @@ import subprocess
 import sys
 from pathlib import Path
 
+from storage.records import ProblemKind
+from tests.support.frameworks import FRAMEWORKS
+
+PEAK_BYTES_MAX = 250 * 2**20
 _ROOT = Path(__file__).parents[2]
-_READ = """
+_SECONDS_MAX = 500  # two gibibytes at the speed of a slow disk beside other tests
+_MEASURE = """
 import sys
-from monitor.read.registry import open_path
-n = 0
-with open_path(sys.argv[1]) as opened:
-    for spec in opened.checkpoint.tensors:
-        for chunk in opened.checkpoint.chunks(spec):
-            n += chunk.values.size
-foreign = {"torch", "tensorflow", "keras", "sklearn", "joblib", "skops", "onnx", "gguf", "flax", "jax", "xgboost"}
-assert not foreign & set(sys.modules), foreign & set(sys.modules)
+from monitor.measure.tasks import measure
+from monitor.read.reader import ReadError
+try:
+    measured = measure({"path": sys.argv[1]})
+    found = sum(tensor["n_elements"] for tensor in measured["tensors"] if tensor["problem"] is None)
+except ReadError as error:
+    found = error.kind.value
+foreign = set(sys.modules) & set(sys.argv[2:])
+assert not foreign, f"imported {foreign}"
 status = open("/proc/self/status").read()  # ru_maxrss would tell of the process that started this one
-print(n, int(status.partition("VmHWM:")[2].split()[0]) * 1024)
+print(found, int(status.partition("VmHWM:")[2].split()[0]) * 1024)
 """
 
 
 def peak_bytes_of_reading(path: Path, *, n_elements: int) -> int:
-    """Return the peak resident memory; the reader must deliver `n_elements` values and import no framework."""
+    """Return the peak resident memory of measuring a checkpoint: all statistics, the histogram and the sketch.
+
+    The reader must deliver `n_elements` values and import no framework.
+    """
+    delivered, peak_bytes = _measured(path)
+    assert delivered == str(n_elements)
+    return peak_bytes
+
+
+def peak_bytes_of_refusing(path: Path, *, kind: ProblemKind) -> int:
+    """Return the peak resident memory of finding out that a checkpoint cannot be measured."""
+    found, peak_bytes = _measured(path)
+    assert found == kind.value
+    return peak_bytes
+
+
+def _measured(path: Path) -> tuple[str, int]:
     done = subprocess.run(
-        [sys.executable, "-c", _READ, str(path)], cwd=_ROOT, capture_output=True, text=True, timeout=100, check=False
+        [sys.executable, "-c", _MEASURE, str(path), *sorted(FRAMEWORKS)],
+        cwd=_ROOT,
+        capture_output=True,
+        text=True,
+        timeout=_SECONDS_MAX,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
-    delivered, peak_bytes = map(int, done.stdout.split())
-    assert delivered == n_elements
-    return peak_bytes
+    found, peak_bytes = done.stdout.split()
+    return found, int(peak_bytes)

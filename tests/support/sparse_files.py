@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import h5py
+
 
 def sparse_safetensors(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Write a safetensors file of float32 zeros."""
@@ -34,3 +36,16 @@ def sparse_shards(directory: Path, n_bytes: int, n_shards: int, stem: str = "mod
         sparse_safetensors(directory / name, shapes)
         weight_map |= dict.fromkeys(shapes, name)
     (directory / f"{stem}.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def sparse_hdf5(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Write an HDF5 file of float32 datasets that lie in one piece and were never filled."""
+    with h5py.File(path, "w") as file:
+        created = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        created.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        created.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        linked = h5py.h5p.create(h5py.h5p.LINK_CREATE)
+        linked.set_create_intermediate_group(True)
+        for name, shape in shapes.items():
+            space = h5py.h5s.create_simple(shape)
+            h5py.h5d.create(file.id, name.encode(), h5py.h5t.NATIVE_FLOAT, space, dcpl=created, lcpl=linked)

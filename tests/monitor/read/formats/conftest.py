@@ -6,11 +6,20 @@ import fcntl
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support.daemons import REPOSITORY, clean_environment
+from tests.support.frameworks import CleanReader
+
+
+@pytest.fixture(scope="session")
+def clean_reader() -> Iterator[CleanReader]:
+    """Give one process for all tests, since starting one takes longer than reading."""
+    with CleanReader() as reader:
+        yield reader
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,8 @@ from monitor.read.reader import ReadError
 from monitor.read.registry import READERS, open_path, reader_class
 from storage.records import ProblemKind, TensorKind
 from tests.support.audit import audited
-from tests.support.memory import peak_bytes_of_reading
+from tests.support.frameworks import CleanReader
+from tests.support.memory import PEAK_BYTES_MAX, peak_bytes_of_reading, peak_bytes_of_refusing
 from tests.support.reading import read_whole
 
 Data = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
@@ -167,11 +168,12 @@ def test_bytes_after_the_end_are_refused(model_file: Path) -> None:
     assert caught.value.kind is ProblemKind.CORRUPT
 
 
-def test_reading_runs_and_imports_nothing(model_file: Path) -> None:
+def test_reading_runs_and_imports_nothing(model_file: Path, clean_reader: CleanReader) -> None:
     read_whole(model_file)
     with audited() as events:
         read_whole(model_file)
     assert events == []
+    assert clean_reader.read(model_file) == ("lightgbm" if model_file.suffix == ".txt" else "xgboost", [])
 
 
 @pytest.mark.parametrize(
@@ -223,3 +225,43 @@ def test_two_gibibytes_need_the_memory_of_a_chunk(tmp_path: Path) -> None:
         stream.seek(0, 2)
         stream.write(b"}}}}")
     assert peak_bytes_of_reading(path, n_elements=n) < 250 * 2**20
+
+
+def large_text(path: Path, light: Any, n_trees: int, extra: str) -> None:
+    """Write a model of LightGBM whose last tree comes again and again, each time with one more line."""
+    header, _, rest = light.model_to_string().partition("Tree=0")
+    trees, _, tail = rest.partition("end of trees")
+    tree = trees.rpartition("Tree=")[2].partition("\n")[2].rstrip("\n")
+    first, sizes, last = header.partition("tree_sizes=")
+    with path.open("w") as stream:
+        stream.write(f"{first}{sizes}{' '.join(['1'] * n_trees)}\n{last.partition(chr(10))[2]}")
+        for n in range(n_trees):
+            stream.write(f"Tree={n}\n{tree}\n{extra}\n\n\n")
+        stream.write(f"end of trees{tail}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_gibibytes_of_lightgbm_need_the_memory_of_their_values(light: Any, tmp_path: Path) -> None:
+    """Read two gibibytes of text, most of it the sets of categories by which the trees split."""
+    path = tmp_path / "large.txt"
+    n_trees = 2**11 + 1
+    large_text(path, light, n_trees, "cat_threshold=" + " ".join(["4294967295"] * (2**20 // 11)))
+    assert path.stat().st_size > 2**31 - 2**22
+    values = read_whole_of_one(tmp_path, light)
+    assert peak_bytes_of_reading(path, n_elements=n_trees * values) < PEAK_BYTES_MAX
+
+
+def read_whole_of_one(tmp_path: Path, light: Any) -> int:
+    """Return how many values a model of the one tree has that is repeated."""
+    large_text(tmp_path / "small.txt", light, 1, "")
+    return sum(array.size for array in read_whole(tmp_path / "small.txt").values.values())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_more_values_of_lightgbm_than_are_kept_are_refused_in_bounded_memory(light: Any, tmp_path: Path) -> None:
+    """Where nearly all of the text is values, less than two gibibytes of it are over the limit."""
+    path = tmp_path / "large.txt"
+    large_text(path, light, 2**10, "leaf_coeff=" + " ".join(["0.125"] * 2**14))
+    assert peak_bytes_of_refusing(path, kind=ProblemKind.LIMIT) < PEAK_BYTES_MAX

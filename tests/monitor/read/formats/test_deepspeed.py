@@ -21,6 +21,7 @@ from monitor.read.unit import DirectoryListing
 from storage.records import ProblemKind, TensorKind
 from tests.support.audit import audited
 from tests.support.deepspeed_writer import BETAS, LR, STEPS, Trained, train, write_stage_2, write_stage_3
+from tests.support.frameworks import CleanReader
 from tests.support.memory import peak_bytes_of_reading
 from tests.support.reading import Whole, bits, read_whole
 from tests.support.torch_values import numpy_of
@@ -237,7 +238,7 @@ def test_chunks_are_bounded_and_any_size_gives_the_same_values(
     assert_state(read_whole(path, limits), trained)
 
 
-def test_reading_imports_runs_and_writes_nothing(tmp_path: Path, trained: Trained) -> None:
+def test_reading_imports_runs_and_writes_nothing(tmp_path: Path, trained: Trained, clean_reader: CleanReader) -> None:
     path = tmp_path / "global_step40"
     write_stage_2(path, trained, 2)
     read_whole(path)
@@ -246,6 +247,7 @@ def test_reading_imports_runs_and_writes_nothing(tmp_path: Path, trained: Traine
         read_whole(path)
     assert events == []
     assert set(sys.modules) == before
+    assert clean_reader.read(path) == ("deepspeed", [])
 
 
 def test_a_directory_is_claimed_from_the_first_file_of_a_rank_on() -> None:

@@ -26,7 +26,9 @@ from tests.conformance.reader import Arrays, ReaderConformance
 from tests.conformance.unit import UnitConformance
 from tests.support.audit import audited
 from tests.support.daemons import clean_environment
+from tests.support.memory import PEAK_BYTES_MAX, peak_bytes_of_reading
 from tests.support.reading import Whole, bits, read_whole
+from tests.support.sparse_files import sparse_hdf5
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -106,6 +108,25 @@ def test_the_gradient_norm_follows_from_the_state_and_the_configuration(keras_fi
     total = math.fsum(float(a.astype(np.float64).sum()) for a in states)
     assert estimate.norm == pytest.approx(math.sqrt(total / (1 - 0.98**2)), rel=1e-6)
     assert (estimate.source, estimate.beta2) == ("adam_ema", 0.98)
+
+
+def test_where_no_configuration_states_beta2_the_default_of_keras_is_assumed_and_said_to_be(keras_files: Path) -> None:
+    states = [a for key, a in truth(keras_files, "convolutional").items() if key.endswith(":exp_avg_sq")]
+    total = math.fsum(float(a.astype(np.float64).sum()) for a in states)
+    for suffix in (".weights.h5", ".tf.index"):
+        measured = measure_path(str(keras_files / f"convolutional{suffix}"), MeasureOptions())
+        estimate = gradient_estimate(measured.tensors, measured.scalars)
+        assert estimate is not None
+        assert estimate.norm == pytest.approx(math.sqrt(total / (1 - 0.999**2)), rel=1e-6)
+        assert (estimate.source, estimate.beta2, estimate.is_assumed) == ("adam_ema_assumed", 0.999, True)
+        assert "optimizer.param_groups.0.betas.1" not in measured.scalars
+
+
+@pytest.mark.parametrize("suffix", [".weights.h5", ".keras", ".h5", ".tf.index"])
+def test_the_count_of_iterations_has_one_name_in_all_of_its_files(keras_files: Path, suffix: str) -> None:
+    whole = read_whole(keras_files / f"convolutional{suffix}")
+    assert int(whole.values["optimizer.iteration"]) == 2
+    assert not {"optimizer.iter", "optimizer.iterations"} & set(whole.specs)
 
 
 def test_no_framework_is_imported(keras_files: Path) -> None:
@@ -274,3 +295,31 @@ def test_files_of_tf_keras_have_the_same_names(tmp_path: Path, slots: list[str])
     assert float(whole.values["optimizer.state.dense/kernel.exp_avg_sq"][0, 0]) == 2
     assert whole.scalars["optimizer.state.dense/kernel.step"] == 9
     assert whole.scalars["optimizer.param_groups.0.betas.1"] == 0.95
+
+
+LARGE = {f"layers/dense_{n}/vars/0": (2**16, 2**11) for n in range(4)}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_gibibytes_in_an_archive_need_the_memory_of_a_chunk(tmp_path: Path) -> None:
+    sparse_hdf5(tmp_path / "inner", LARGE)
+    with zipfile.ZipFile(tmp_path / "large.keras", "w") as archive:
+        archive.writestr("metadata.json", "{}")
+        archive.writestr("config.json", "{}")
+        archive.write(tmp_path / "inner", "model.weights.h5")
+    (tmp_path / "inner").unlink()
+    assert peak_bytes_of_reading(tmp_path / "large.keras", n_elements=2**29) < PEAK_BYTES_MAX
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_gibibytes_in_shards_need_the_memory_of_a_chunk(tmp_path: Path) -> None:
+    places = {}
+    for n, (name, shape) in enumerate(LARGE.items()):
+        shard = f"large_{n:05d}.weights.h5"
+        sparse_hdf5(tmp_path / shard, {name: shape})
+        places["/" + name.removesuffix("/0")] = [shard]
+    index = tmp_path / "large.weights.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 2.0**31}, "weight_map": places}))
+    assert peak_bytes_of_reading(index, n_elements=2**29) < PEAK_BYTES_MAX

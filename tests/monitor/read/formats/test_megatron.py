@@ -17,6 +17,7 @@ from monitor.read.registry import open_path
 from monitor.read.unit import DirectoryListing
 from storage.records import ProblemKind, TensorKind
 from tests.support.audit import audited
+from tests.support.frameworks import CleanReader
 from tests.support.megatron_writer import BETAS, ITERATION, LR, SHAPES, Rank, make_rank, write_legacy, write_torch_dist
 from tests.support.memory import peak_bytes_of_reading
 from tests.support.reading import Whole, bits, read_whole
@@ -160,7 +161,7 @@ def test_a_file_outside_is_not_followed(tmp_path: Path) -> None:
     assert problem_of(tmp_path / NAME) is ProblemKind.UNSAFE_REFERENCE
 
 
-def test_reading_imports_runs_and_writes_nothing(tmp_path: Path) -> None:
+def test_reading_imports_runs_and_writes_nothing(tmp_path: Path, clean_reader: CleanReader) -> None:
     write_legacy(tmp_path, {"mp_rank_00": make_rank(1)}, (1, 1, 1), distributed=True)
     read_whole(tmp_path / NAME)
     with audited() as events:
@@ -169,6 +170,7 @@ def test_reading_imports_runs_and_writes_nothing(tmp_path: Path) -> None:
             opened.file.verify_unchanged()
     assert events == []
     assert set(sys.modules) == before
+    assert clean_reader.read(tmp_path / NAME) == ("megatron", [])
 
 
 def test_a_directory_of_ranks_is_claimed_and_one_rank_alone_is_not() -> None:

@@ -12,7 +12,8 @@ from monitor.read.reader import ReadError
 from monitor.read.registry import open_path
 from storage.records import ProblemKind
 from tests.conformance.reader import Arrays, ReaderConformance
-from tests.support.memory import peak_bytes_of_reading
+from tests.support.frameworks import CleanReader
+from tests.support.memory import PEAK_BYTES_MAX, peak_bytes_of_reading
 from tests.support.reading import bits, read_whole
 
 with warnings.catch_warnings():
@@ -101,7 +102,7 @@ def test_step_and_epoch_come_from_the_metadata(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("location", ["model.onnx.data", "model.onnx_data", "model.data", None])
-def test_values_beside_the_model_are_read(location: str | None, tmp_path: Path) -> None:
+def test_values_beside_the_model_are_read(location: str | None, tmp_path: Path, clean_reader: CleanReader) -> None:
     path = tmp_path / "model.onnx"
     weights = np.random.default_rng(0).standard_normal((40, 30)).astype(np.float32)
     made = model([numpy_helper.from_array(weights, "w"), numpy_helper.from_array(np.arange(3), "small")])
@@ -110,6 +111,7 @@ def test_values_beside_the_model_are_read(location: str | None, tmp_path: Path) 
     assert whole.format == "onnx_external"
     np.testing.assert_array_equal(whole.values["w"], weights)
     np.testing.assert_array_equal(whole.values["small"], np.arange(3))
+    assert clean_reader.read(path) == ("onnx_external", [])
 
 
 def _external(entries: dict[str, str]) -> bytes:
@@ -241,3 +243,20 @@ def test_two_gibibytes_need_the_memory_of_a_chunk(tmp_path: Path) -> None:
         stream.seek(0, 2)
         stream.write(tail)
     assert peak_bytes_of_reading(path, n_elements=n) < 250 * 2**20
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_gibibytes_beside_the_model_need_the_memory_of_a_chunk(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    tensors = []
+    for n in range(4):
+        tensor = TensorProto(name=f"w{n}", data_type=TensorProto.FLOAT, dims=[2**14, 2**13])
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", "model.onnx.data"), ("offset", str(n * 2**29)), ("length", str(2**29))):
+            tensor.external_data.add(key=key, value=value)
+        tensors.append(tensor)
+    path.write_bytes(model(tensors).SerializeToString())
+    with (tmp_path / "model.onnx.data").open("wb") as stream:
+        stream.truncate(2**31)
+    assert peak_bytes_of_reading(path, n_elements=2**29) < PEAK_BYTES_MAX

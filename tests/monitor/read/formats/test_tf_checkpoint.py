@@ -23,7 +23,7 @@ from storage.records import ProblemKind, TensorKind
 from tests.conformance.unit import UnitConformance
 from tests.support.audit import audited
 from tests.support.daemons import clean_environment
-from tests.support.memory import peak_bytes_of_reading
+from tests.support.memory import PEAK_BYTES_MAX, peak_bytes_of_reading
 from tests.support.reading import bits, read_whole
 
 pytestmark = pytest.mark.timeout(300)
@@ -356,3 +356,16 @@ def test_two_gibibytes_need_the_memory_of_a_chunk(tmp_path: Path) -> None:
     index = made(tmp_path, [(b"w", entry(shape=(2**29,), size=size))], b"")
     os.truncate(data_of(index), size)
     assert peak_bytes_of_reading(index, n_elements=2**29) < 250 * 2**20
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_gibibytes_in_a_saved_model_need_the_memory_of_a_chunk(tmp_path: Path) -> None:
+    size = 2**31
+    (tmp_path / "variables").mkdir()
+    index = made(tmp_path / "variables", [(b"w", entry(shape=(2**29,), size=size))], b"")
+    for path in (index, data_of(index)):
+        path.rename(path.with_name(path.name.replace("made-1", "variables")))
+    os.truncate(tmp_path / "variables" / "variables.data-00000-of-00001", size)
+    (tmp_path / "saved_model.pb").write_bytes(b"\x08\x01")  # nobody opens it
+    assert peak_bytes_of_reading(tmp_path, n_elements=2**29) < PEAK_BYTES_MAX

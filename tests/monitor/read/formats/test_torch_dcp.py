@@ -33,6 +33,7 @@ from monitor.read.unit import DirectoryListing
 from storage.records import ProblemKind, TensorKind, TensorSummary
 from tests.support.audit import audited
 from tests.support.dcp_writer import write_from_two_ranks
+from tests.support.frameworks import CleanReader
 from tests.support.memory import peak_bytes_of_reading
 from tests.support.reading import Whole, bits, read_whole
 from tests.support.torch_values import numpy_of
@@ -365,13 +366,14 @@ def test_writing_any_file_meanwhile_is_noticed(two_ranks: Path, tmp_path: Path) 
             opened.file.verify_unchanged()
 
 
-def test_reading_imports_runs_and_writes_nothing(two_ranks: Path) -> None:
+def test_reading_imports_runs_and_writes_nothing(two_ranks: Path, clean_reader: CleanReader) -> None:
     read_whole(two_ranks / "titan")
     with audited() as events:
         before = set(sys.modules)
         read_whole(two_ranks / "titan")
     assert events == []
     assert set(sys.modules) == before
+    assert clean_reader.read(two_ranks / "titan") == ("torch_dcp", [])
 
 
 def test_a_directory_is_claimed_from_its_first_slice_on_and_nothing_else_in_it() -> None:
