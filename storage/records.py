@@ -461,10 +461,11 @@ class Notification:
     `reason` is "firing", "resolved" or "repeat". `deduplication_key` is the same for every try of the same message.
     `last_good_step` and `last_good_path` are None when no good checkpoint is known. `first_receipt` is what the
     receiver calls the first message of this conversation, None where there was none or it cannot be changed. `alert`
-    is what the message is about first; `gathering` is the incident it is part of, None for an alert on its own.
+    is what the message is about first; `gathering` is the incident it is part of, None for an alert on its own. `id`
+    is 0 while it is not in the outbox.
     """
 
-    id: int
+    id: int = 0
     notifier: str
     reason: str
     alert: Alert
@@ -473,8 +474,8 @@ class Notification:
     last_good_path: str | None
     created_at: float
     due_at: float
-    n_attempts: int
-    last_error: str | None
+    n_attempts: int = 0
+    last_error: str | None = None
     first_receipt: str | None = None
     gathering: Gathering | None = None
 

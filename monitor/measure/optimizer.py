@@ -1,6 +1,6 @@
 """Optimizer state to gradient estimates: what Adam's second moment says about the steps between two checkpoints.
 
-Pure, standard library only. A checkpoint holds no gradients, so everything here is an estimate and carries its source.
+Pure. A checkpoint holds no gradients, so everything here is an estimate and carries its source.
 The gradients are those the optimizer saw: after clipping, unscaling and averaging, and with coupled weight decay.
 
 With v = beta2 * v + (1 - beta2) * g**2 and S the sum of v over all elements, k steps later
@@ -14,9 +14,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from monitor.measure.other_optimizers import other_estimate
+from monitor.read.naming import ASSUMED_BETA2
 from storage.records import GradientEstimate, TensorSummary
 
 _STATE = re.compile(r"^(?P<optimizer>optimizer(?:\.\d+)?)\.state\.(?P<key>.+)\.exp_avg_sq$")
@@ -106,22 +107,31 @@ def gradient_estimate(
     source "adam_window" when every state has an older self in the reference under the same beta2, and nothing says
     that it was reset between; window_steps is the largest number of steps that a parameter took. A state that is new
     since the reference has its whole memory in the window. Otherwise "adam_ema". None when an Adam state is not finite.
-    Without Adam state that took a step under a stated beta2, `other_estimate` says what there is.
+    Where a format states no beta2 at all, and the reader knows the framework's default, the estimate is made with that
+    and its source ends in "_assumed". Without Adam state that took a step, `other_estimate` says what there is.
     """
     tensors, reference_tensors = tuple(tensors), tuple(reference_tensors)
     states = [s for s in adam_states(tensors, scalars) if s.step > 0]
+    old_states = adam_states(reference_tensors, reference_scalars or {})
+    assumed = _valid(scalars.get(ASSUMED_BETA2))
+    suffix = ""
+    if assumed is not None and states and all(s.beta2 is None for s in states):
+        suffix = "_assumed"
+        states = [replace(s, beta2=assumed) for s in states]
+        old_states = tuple(replace(s, beta2=assumed) for s in old_states if s.beta2 is None)
     if not states or any(s.beta2 is None for s in states):
         return other_estimate(tensors, scalars, reference_tensors, reference_scalars)
     if any(s.second_moment is None for s in states):
         return None
     beta2s = {s.beta2 for s in states}
     beta2 = beta2s.pop() if len(beta2s) == 1 else None
-    old = {s.name: s for s in adam_states(reference_tensors, reference_scalars or {})}
+    old = {s.name: s for s in old_states}
     window = _window_norm(states, old)
     if window is not None:
-        return GradientEstimate(norm=window[0], source="adam_window", window_steps=window[1], beta2=beta2)
+        return GradientEstimate(norm=window[0], source=f"adam_window{suffix}", window_steps=window[1], beta2=beta2)
     norm = math.sqrt(math.fsum(_memory(state) for state in states))
-    return GradientEstimate(norm=norm, source="adam_ema", window_steps=None, beta2=beta2) if norm < math.inf else None
+    source = f"adam_ema{suffix}"
+    return GradientEstimate(norm=norm, source=source, window_steps=None, beta2=beta2) if norm < math.inf else None
 
 
 def _memory(state: AdamState) -> float:

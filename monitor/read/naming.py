@@ -104,6 +104,10 @@ def joined(prefix: str, component: str, characters_max: int) -> str:
     return printable(f"{prefix}.{component}" if prefix else component, characters_max)
 
 
+# A scalar that readers add where a format keeps no beta2 and the framework has one default: no fact of the file.
+ASSUMED_BETA2 = "optimizer.assumed.beta2"
+
+
 class UniqueNames:
     """Hand out names so that none is given twice; the second bearer of a name gets a number."""
 

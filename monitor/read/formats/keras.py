@@ -29,10 +29,7 @@ class KerasReader:
     notes: ClassVar[FormatNotes] = FormatNotes(
         files="`.keras`",
         written_by="Keras 3 `save`, `ModelCheckpoint`",
-        optimizer_state=(
-            "inside; the only one of Keras with the settings from which the gradient norm follows, besides "
-            "the older `.h5`"
-        ),
+        optimizer_state="inside, with the settings from which the gradient norm follows",
         whole="the zip is whole and the weights in it are a whole HDF5 file",
         not_yet="no end record",
         never="weights that are missing, cut or packed",

@@ -15,7 +15,7 @@ from monitor.read.arrays.array_store import ArrayStore, describe
 from monitor.read.bounded_unit import BoundedUnit
 from monitor.read.dtypes import DTYPES
 from monitor.read.models.jax_names import model_prefix, name_and_kind
-from monitor.read.naming import STEP_KEYS, UniqueNames, as_step, is_optimizer_key, printable
+from monitor.read.naming import ASSUMED_BETA2, STEP_KEYS, UniqueNames, as_step, is_optimizer_key, printable
 from monitor.read.notes import FormatNotes
 from monitor.read.reader import (
     Chunk,
@@ -34,6 +34,7 @@ _FILES = frozenset({_MARK, _TREE, _COMMIT, _MANIFEST, "_sharding", "_strings.jso
 # What optax calls the moments of its optimizers, and PyTorch does.
 _ROLES = {"mu": "exp_avg", "nu": "exp_avg_sq", "trace": "momentum_buffer"}
 _COUNT = "count"
+_BETA2_DEFAULT = 0.999  # optax's for everything that has both moments
 _UNREAD_TYPES = frozenset({"None", "string", "Dict", "List", "Tuple", "NamedTuple"})
 _METADATA_BYTES_MAX = 64 * 2**20
 _SHOWN = 80
@@ -189,6 +190,7 @@ def _assembled(leaves: Sequence[_Leaf], limits: ReadLimits) -> OrbaxCheckpoint:
         {leaf.path[len(prefix) :] for leaf in leaves if leaf.path[: len(prefix)] == prefix} if prefix else set()
     )
     counts = {leaf.path[:-1]: leaf for leaf in leaves if leaf.path[-1] == _COUNT and leaf.shape == ()}
+    first_moments = {leaf.path[: leaf.path.index("mu")] for leaf in leaves if "mu" in leaf.path}
     names = UniqueNames(limits.name_characters_max)
     specs: list[TensorSpec] = []
     scalars: dict[str, float] = {}
@@ -202,6 +204,8 @@ def _assembled(leaves: Sequence[_Leaf], limits: ReadLimits) -> OrbaxCheckpoint:
             if role == "exp_avg_sq" and at in counts and len(scalars) < limits.scalars_max:
                 count = _number(counts[at])
                 scalars.update({f"optimizer.state.{parameter}.step": float(count)} if count is not None else {})
+                if at in first_moments:
+                    scalars[ASSUMED_BETA2] = _BETA2_DEFAULT
         elif len(leaf.path) > 1 and is_optimizer_key(leaf.path[0]):
             name = ".".join(("optimizer", *leaf.path[1:]))
         name = names.claim(name, ".".join(leaf.path))

@@ -263,7 +263,7 @@ def _legacy(file: DatasetSource, tree: Hdf5Tree, limits: ReadLimits) -> _Found:
     for path, dataset in by_path.items():
         kind = kind_of_flat_name(path.replace("/", "."), dataset.dtype, len(dataset.shape))
         named.append(_Named(dataset=dataset, name=path.removeprefix(root), kind=kind))
-    step = next((s for key in ("iteration", "iter") if (s := as_step(numbers.get(key))) is not None), None)
+    step = as_step(numbers.get("iteration"))
     scalars = optimizer_scalars(states, step, numbers.get("learning_rate"), config, limits.scalars_max)
     return _Found(tensors=named, scalars=scalars, step=step)
 
@@ -278,4 +278,5 @@ def _legacy_slot(
         if found is not None and found[0] in known_as:
             states.append((known_as[found[0]], found[1]))
             return f"{_OPTIMIZER}.state.{known_as[found[0]]}.{found[1]}"
-    return f"{_OPTIMIZER}.{(inner or weight).replace('/', '.')}"
+    local = (inner or weight).replace("/", ".")
+    return f"{_OPTIMIZER}.{'iteration' if local == 'iter' else local}"

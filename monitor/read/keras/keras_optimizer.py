@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from monitor.read.bounded_json import check_json_cost
+from monitor.read.naming import ASSUMED_BETA2
 from monitor.read.reader import LimitError
 
 Shape = tuple[int, ...]
@@ -82,6 +83,7 @@ _SETTINGS = {  # under which setting of its configuration an optimizer has these
 }
 _COMMON = ("average", "gradient_accumulator")
 _SECOND_MOMENT = "exp_avg_sq"
+_BETA2_DEFAULT = 0.999  # of every optimizer of Keras that has one: Adam, AdamW, Nadam, Lamb, Muon
 _NUMBER = re.compile(r"_\d+$")
 
 
@@ -197,6 +199,7 @@ def optimizer_scalars(
 ) -> dict[str, float]:
     """Return the numbers that go with an optimizer's states, given as (parameter, role), in PyTorch's names.
 
+    Where a second moment is there but no beta2 is stated, the default of Keras is added as what it is: assumed.
     With more than `n_max` of them the steps of the single states are left out, all of them: half would mislead.
     """
     scalars: dict[str, float] = {}
@@ -205,6 +208,8 @@ def optimizer_scalars(
     for i, beta in enumerate((config.beta1, config.beta2)):
         if beta is not None:
             scalars[f"optimizer.param_groups.0.betas.{i}"] = beta
+    if config.beta2 is None and any(role == _SECOND_MOMENT for _, role in states):
+        scalars[ASSUMED_BETA2] = _BETA2_DEFAULT
     if iterations is None:
         return scalars
     scalars["optimizer.step"] = iterations

@@ -127,6 +127,10 @@ def name_keys(nodes: Sequence[Node]) -> GraphNames:
         if nodes[i].key and nodes[i].key not in names:
             local = nodes[i].key.removesuffix(VALUE_SUFFIX).split("/")
             names[nodes[i].key] = "optimizer." + ".".join(part.lstrip("._") for part in local[1:] or local)
+    for optimizer in optimizers:
+        for counter in (nodes[optimizer.children[name]] for name in _ITERATIONS if name in optimizer.children):
+            if counter.key:
+                names[counter.key] = "optimizer.iteration"  # as Keras itself calls it, and its own files do
     if not optimizers:
         return GraphNames(model=model, optimizer=names, states=states, copies=copies)
     children = optimizers[0].children

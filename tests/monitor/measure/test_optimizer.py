@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from monitor.measure.optimizer import adam_states, gradient_estimate
+from monitor.read.naming import ASSUMED_BETA2
 from storage.records import TensorSummary
 from tests.support.measuring import summarise
 
@@ -197,3 +198,19 @@ def test_a_step_that_counts_nothing_gives_no_estimate(step: float) -> None:
     tensors = (summarise(np.ones(4, np.float32), name="optimizer.state.0.exp_avg_sq"),)
     scalars = {"optimizer.state.0.step": step, "optimizer.param_groups.0.params.length": 1.0}
     assert gradient_estimate(tensors, {**scalars, "optimizer.param_groups.0.betas.1": 0.999}) is None
+
+
+def test_an_assumed_beta2_is_used_only_where_none_is_stated_and_the_source_says_so() -> None:
+    training = Training(lambda model: torch.optim.Adam(model.parameters(), betas=(0.9, 0.999)))
+    (old, old_scalars), (new, new_scalars) = training.steps(30), training.steps(10)
+    stated = gradient_estimate(new, new_scalars, old, old_scalars)
+    unstated = [
+        {n: v for n, v in s.items() if not n.endswith("betas.1")} | {ASSUMED_BETA2: 0.999}
+        for s in (new_scalars, old_scalars)
+    ]
+    assumed = gradient_estimate(new, unstated[0], old, unstated[1])
+    assert stated is not None
+    assert assumed is not None
+    assert (stated.source, assumed.source) == ("adam_window", "adam_window_assumed")
+    assert (assumed.norm, assumed.window_steps) == (stated.norm, stated.window_steps)
+    assert gradient_estimate(new, new_scalars | {ASSUMED_BETA2: 0.5}, old, old_scalars) == stated

@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 import tensorstore
 
+from monitor.measure.optimizer import gradient_estimate
+from monitor.measure.options import MeasureOptions
+from monitor.measure.snapshot import measure_path
 from monitor.read.reader import ReadError, UnsupportedError
 from monitor.read.registry import open_path
 from storage.records import ProblemKind, TensorKind
@@ -67,6 +70,16 @@ def test_names_shapes_values_and_kinds_are_those_of_the_tree(written: Path, layo
     assert whole.specs["batch_stats.mean"].kind is TensorKind.BUFFER
     assert whole.step == 3
     assert whole.scalars["optimizer.state.dense.kernel.step"] == 3
+
+
+def test_the_gradient_norm_is_estimated_with_the_default_beta2_of_optax(written: Path) -> None:
+    measured = measure_path(str(written / LAYOUTS[0]), MeasureOptions())
+    estimate = gradient_estimate(measured.tensors, measured.scalars)
+    assert estimate is not None
+    weights = [0.001 * 0.999 ** (2 - i) for i in range(3)]
+    square = sum(w * 1250 * (0.5 + i) ** 2 for i, w in enumerate(weights)) / sum(weights)
+    assert estimate.norm == pytest.approx(square**0.5, rel=1e-3)  # one parameter is bfloat16
+    assert (estimate.source, estimate.beta2) == ("adam_ema_assumed", 0.999)
 
 
 class _Orbax(UnitConformance):

@@ -19,6 +19,7 @@ from monitor.read.keras.keras_optimizer import (
 
 A, B, C = (3, 2), (2,), (4,)
 NOTHING = OptimizerConfig()
+from monitor.read.naming import ASSUMED_BETA2
 
 
 def roles(class_name: str, shapes: list[Shape], parameters: list[Shape], config: OptimizerConfig = NOTHING) -> Any:
@@ -66,8 +67,12 @@ def test_names_give_classes() -> None:
 
 def test_steps_of_states_are_given_for_all_or_for_none() -> None:
     states = [(str(i), "exp_avg_sq") for i in range(10)]
-    assert len(optimizer_scalars(states, 7, 0.1, NOTHING, 100)) == 12
-    assert optimizer_scalars(states, 7, 0.1, NOTHING, 5) == {"optimizer.param_groups.0.lr": 0.1, "optimizer.step": 7}
+    stated = OptimizerConfig(beta2=0.9)
+    assert len(optimizer_scalars(states, 7, 0.1, stated, 100)) == 13
+    few = {"optimizer.param_groups.0.lr": 0.1, "optimizer.param_groups.0.betas.1": 0.9, "optimizer.step": 7}
+    assert optimizer_scalars(states, 7, 0.1, stated, 5) == few
+    assert optimizer_scalars(states, 7, 0.1, NOTHING, 5)[ASSUMED_BETA2] == 0.999
+    assert ASSUMED_BETA2 not in optimizer_scalars([("0", "momentum_buffer")], 7, 0.1, NOTHING, 5)
     accumulating = OptimizerConfig(accumulation_steps=2)
     assert optimizer_scalars(states, 7, None, accumulating, 100)["optimizer.state.3.step"] == 3
     hidden = [*states, ("0", "gradient_accumulator")]
