@@ -24,6 +24,7 @@ from storage.records import (
     AlertState,
     Gathering,
     Incident,
+    Notification,
     Severity,
     Silence,
     StoredSnapshot,
@@ -322,18 +323,18 @@ class Announcer:
         now: float,
     ) -> bool:
         conversation = alert.key if about is None else about.incident.opened_by
-        return writer.enqueue(
-            session,
+        message = Notification(
             notifier=route.notifier,
             reason=reason[0],
             alert=alert,
             deduplication_key=deduplication_key(conversation, *reason),
             last_good_step=None if good is None else good.step,
             last_good_path=None if good is None else good.path,
-            now=now,
+            created_at=now,
             due_at=now + (route.wait_seconds if reason[0] == REASON_FIRING else 0.0),
             gathering=about,
         )
+        return writer.enqueue(session, message)
 
 
 def deduplication_key(conversation: str, reason: str, mark: str) -> str:

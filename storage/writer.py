@@ -33,7 +33,7 @@ from storage.models import (
     WeightSketchRow,
     table,
 )
-from storage.records import Alert, Finding, Gathering, Incident, Snapshot
+from storage.records import Alert, Finding, Incident, Notification, Snapshot
 
 ERROR_CHARACTERS_MAX: Final = 500
 COMMENT_CHARACTERS_MAX: Final = 500
@@ -89,37 +89,25 @@ def save_incident(session: Session, incident: Incident, now: float) -> Incident:
     return replace(incident, id=int(session.execute(statement).scalar_one()))
 
 
-def enqueue(  # noqa: PLR0913 (one message has this many facts)
-    session: Session,
-    *,
-    notifier: str,
-    reason: str,
-    alert: Alert,
-    deduplication_key: str,
-    last_good_step: int | None,
-    last_good_path: str | None,
-    now: float,
-    due_at: float,
-    gathering: Gathering | None = None,
-) -> bool:
-    """Put a message for one notifier into the outbox; return False when this (notifier, deduplication_key) exists.
+def enqueue(session: Session, message: Notification) -> bool:
+    """Put a message that was never tried into the outbox; return False when its (notifier, deduplication_key) exists.
 
-    With a `gathering` the message belongs to the conversation about that incident.
+    With a `gathering` it belongs to the conversation about that incident.
     """
-    conversation = alert.key if gathering is None else gathering.incident.opened_by
-    fingerprint, _, episode = conversation.rpartition(".")
+    fingerprint, _, episode = message.conversation.rpartition(".")
+    gathering = message.gathering
     row = {
-        "notifier": notifier,
-        "deduplication_key": deduplication_key,
-        "reason": reason,
+        "notifier": message.notifier,
+        "deduplication_key": message.deduplication_key,
+        "reason": message.reason,
         "fingerprint": fingerprint,
         "episode": int(episode),
-        "alert": rows.encode_alert(alert),
+        "alert": rows.encode_alert(message.alert),
         "state": "pending",
-        "last_good_step": encoding.optional_integer(last_good_step),
-        "last_good_path": last_good_path,
-        "created_at": now,
-        "due_at": due_at,
+        "last_good_step": encoding.optional_integer(message.last_good_step),
+        "last_good_path": message.last_good_path,
+        "created_at": message.created_at,
+        "due_at": message.due_at,
         "sent_at": None,
         "n_attempts": 0,
         "last_error": None,

@@ -64,14 +64,16 @@ def queue(database: Database, *messages: tuple[str, str], notifier: str = "x", n
             writer.save_alert(session, alert)
             writer.enqueue(
                 session,
-                notifier=notifier,
-                reason=reason,
-                alert=alert,
-                deduplication_key=f"{fingerprint}-{reason}",
-                last_good_step=None,
-                last_good_path=None,
-                now=now,
-                due_at=now,
+                Notification(
+                    notifier=notifier,
+                    reason=reason,
+                    alert=alert,
+                    deduplication_key=f"{fingerprint}-{reason}",
+                    last_good_step=None,
+                    last_good_path=None,
+                    created_at=now,
+                    due_at=now,
+                ),
             )
 
 

@@ -8,12 +8,12 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from storage import queries, writer
 from storage.database import Database
+from storage.records import Notification
 from tests.support.daemons import REPOSITORY, clean_environment, wait_for
 from tests.support.receivers import Answer, HttpReceiver, free_port
 from tests.support.stored import make_alert, make_snapshot
@@ -56,8 +56,17 @@ def enqueue(database: Database, n: int) -> str:
     with database.write() as session:
         alert = make_alert(f"{n:016x}")
         writer.save_alert(session, alert)
-        facts: dict[str, Any] = {"last_good_step": None, "last_good_path": None, "now": time.time(), "due_at": 0.0}
-        assert writer.enqueue(session, notifier="hook", reason="firing", alert=alert, deduplication_key=key, **facts)
+        message = Notification(
+            notifier="hook",
+            reason="firing",
+            alert=alert,
+            deduplication_key=key,
+            last_good_step=None,
+            last_good_path=None,
+            created_at=time.time(),
+            due_at=0.0,
+        )
+        assert writer.enqueue(session, message)
     return key
 
 

@@ -77,8 +77,8 @@ def queue(database: Database, *alerts: Alert, reason: str = "firing", now: float
             writer.save_alert(session, alert)
             key = f"{alert.fingerprint}-{alert.episode}-{reason}"
             facts: dict[str, Any] = {"reason": reason, "alert": alert, "deduplication_key": key}
-            facts |= {"last_good_step": 6, "last_good_path": "/data/ckpt-6.pt", "now": now, "due_at": now}
-            assert writer.enqueue(session, notifier="x", **facts)
+            facts |= {"last_good_step": 6, "last_good_path": "/data/ckpt-6.pt", "created_at": now, "due_at": now}
+            assert writer.enqueue(session, Notification(notifier="x", **facts))
 
 
 def deliver(database: Database, notifier: Joining, clock: Callable[[], float] | None = None, **more: Any) -> Delivery:

@@ -24,6 +24,7 @@ WRITER = f"""
 import sys
 from storage import queries, writer
 from storage.database import open_database
+from storage.records import Notification
 from tests.support.stored import make_alert, make_finding, make_snapshot, make_tensor
 
 database = open_database(sys.argv[1])
@@ -38,8 +39,9 @@ while True:
         writer.save_findings(session, number, [make_finding(step=step)])
         alert = make_alert(step=step, episode=step)
         writer.save_alert(session, alert)
-        writer.enqueue(session, notifier="slack", reason="firing", alert=alert, deduplication_key=str(step),
-                       last_good_step=None, last_good_path=None, now=0.0, due_at=0.0)
+        message = Notification(notifier="slack", reason="firing", alert=alert, deduplication_key=str(step),
+                               last_good_step=None, last_good_path=None, created_at=0.0, due_at=0.0)
+        writer.enqueue(session, message)
     print(step, flush=True)
 """
 

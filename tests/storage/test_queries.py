@@ -13,7 +13,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 from storage import queries, retention, windows, writer
 from storage.database import Database
 from storage.models import AlertRow, Base, table
-from storage.records import AlertState, Severity, Sketch, Snapshot, Window
+from storage.records import AlertState, Notification, Severity, Sketch, Snapshot, Window
 from tests.support.stored import make_alert, make_failure, make_finding, make_snapshot, make_tensor, stored_as
 
 
@@ -272,14 +272,16 @@ def enqueue(
 ) -> None:
     assert writer.enqueue(
         session,
-        notifier=notifier,
-        reason="firing",
-        alert=make_alert(fingerprint),
-        deduplication_key=key,
-        last_good_step=None,
-        last_good_path=None,
-        now=0.0,
-        due_at=due_at,
+        Notification(
+            notifier=notifier,
+            reason="firing",
+            alert=make_alert(fingerprint),
+            deduplication_key=key,
+            last_good_step=None,
+            last_good_path=None,
+            created_at=0.0,
+            due_at=due_at,
+        ),
     )
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from storage import queries, telling, writer
 from storage.database import Database
-from storage.records import Alert, AlertState, Severity, Silence
+from storage.records import Alert, AlertState, Notification, Severity, Silence
 from tests.support.stored import make_alert
 
 FIRING = make_alert("f1", run="gpt")
@@ -20,14 +20,16 @@ def tell(database: Database, alert: Alert, notifier: str = "pager", reason: str 
     with database.write() as session:
         assert writer.enqueue(
             session,
-            notifier=notifier,
-            reason=reason,
-            alert=alert,
-            deduplication_key=f"{alert.fingerprint}-{alert.episode}-{reason}",
-            last_good_step=good,
-            last_good_path=f"/data/{good}.pt",
-            now=1.0,
-            due_at=1.0,
+            Notification(
+                notifier=notifier,
+                reason=reason,
+                alert=alert,
+                deduplication_key=f"{alert.fingerprint}-{alert.episode}-{reason}",
+                last_good_step=good,
+                last_good_path=f"/data/{good}.pt",
+                created_at=1.0,
+                due_at=1.0,
+            ),
         )
 
 

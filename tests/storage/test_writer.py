@@ -15,7 +15,7 @@ from storage import queries, writer
 from storage.database import Database, open_database
 from storage.errors import DatabaseConflictError
 from storage.models import Base, OutboxRow, SnapshotRow, StatisticsRow, TensorRow, table
-from storage.records import Alert, AlertState, Finding, Severity, Snapshot
+from storage.records import Alert, AlertState, Finding, Notification, Severity, Snapshot
 from tests.support import stored
 from tests.support.stored import make_alert, make_failure, make_finding, make_snapshot
 
@@ -199,14 +199,16 @@ def test_an_alert_is_replaced_within_its_episode_and_kept_beyond(database: Datab
 def enqueue(session: Session, alert: Alert, key: str = "k1", notifier: str = "slack", due_at: float = 0.0) -> bool:
     return writer.enqueue(
         session,
-        notifier=notifier,
-        reason="firing",
-        alert=alert,
-        deduplication_key=key,
-        last_good_step=6,
-        last_good_path="/data/gpt/checkpoint-6.pt",
-        now=50.0,
-        due_at=due_at,
+        Notification(
+            notifier=notifier,
+            reason="firing",
+            alert=alert,
+            deduplication_key=key,
+            last_good_step=6,
+            last_good_path="/data/gpt/checkpoint-6.pt",
+            created_at=50.0,
+            due_at=due_at,
+        ),
     )
 
 
