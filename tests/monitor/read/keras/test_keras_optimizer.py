@@ -16,10 +16,10 @@ from monitor.read.keras.keras_optimizer import (
     parse_config,
     parse_json,
 )
+from monitor.read.naming import ASSUMED_BETA2
 
 A, B, C = (3, 2), (2,), (4,)
 NOTHING = OptimizerConfig()
-from monitor.read.naming import ASSUMED_BETA2
 
 
 def roles(class_name: str, shapes: list[Shape], parameters: list[Shape], config: OptimizerConfig = NOTHING) -> Any:
@@ -76,7 +76,7 @@ def test_steps_of_states_are_given_for_all_or_for_none() -> None:
     accumulating = OptimizerConfig(accumulation_steps=2)
     assert optimizer_scalars(states, 7, None, accumulating, 100)["optimizer.state.3.step"] == 3
     hidden = [*states, ("0", "gradient_accumulator")]
-    assert optimizer_scalars(hidden, 7, None, NOTHING, 100) == {"optimizer.step": 7}
+    assert optimizer_scalars(hidden, 7, None, NOTHING, 100) == {ASSUMED_BETA2: 0.999, "optimizer.step": 7}
 
 
 json_values = st.recursive(
