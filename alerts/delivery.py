@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from storage.database import Database
 
 BATCH_MESSAGES_MAX = 100
+ELSEWHERE_SECONDS = 5.0  # after which it is asked again whether another daemon still sends
 RESEND_RESOLVED_SECONDS = 300.0  # after which Alertmanager has forgotten an alert by itself
 ERROR_CHARACTERS_MAX = 500
 
@@ -102,8 +103,16 @@ class Delivery:
         self._policy = policy or DeliveryPolicy()
         self._on_result = on_result
         self._extras = extras or MessageExtras()
+        self._may_send: Callable[[str], bool] = lambda _: True
         self._stopping = threading.Event()
         self._lanes = {name: _Lane(name, notifier) for name, notifier in sorted(notifiers.items())}
+
+    def share(self, may_send: Callable[[str], bool]) -> None:
+        """Share the outbox with other daemons: `may_send` says, before each message, whether this one sends.
+
+        It is asked with a notifier's name, in its thread. Call it before `start`.
+        """
+        self._may_send = may_send
 
     def start(self) -> None:
         """Start one thread for each notifier; what an earlier process left in the outbox is sent first."""
@@ -142,13 +151,15 @@ class Delivery:
         self._mark_sent(lane)
         while not self._stopping.is_set():
             now = self._clock()
+            if not self._may_send(name):
+                return now + ELSEWHERE_SECONDS
             with self._database.read() as session:
                 due = queries.due_notifications(session, name, now=now, limit=BATCH_MESSAGES_MAX)
             if not due:
                 break
             held: set[str] = set()  # where an earlier message failed just now: nothing of the same may overtake it
             for group in self._groups(lane, due):
-                if self._stopping.is_set():
+                if self._stopping.is_set() or not self._may_send(name):
                     break
                 left = tuple(n for n in group if _fingerprint(n) not in held)
                 if left and not self._try(lane, left):
@@ -171,6 +182,8 @@ class Delivery:
         now = self._clock()
         if now < lane.resend_at:
             return lane.resend_at
+        if not self._may_send(name):
+            return now + ELSEWHERE_SECONDS
         with self._database.read() as session:
             alerts = telling.told_alerts(session, name, resolved_since=now - RESEND_RESOLVED_SECONDS)
         runs = {told.alert.run for told in alerts}

@@ -109,6 +109,28 @@ class Database:
             self._writer_thread = None
             self._writer.release()
 
+    @property
+    def is_shared(self) -> bool:
+        """Say whether several daemons may record into it at once."""
+        return self._path is None
+
+    @contextmanager
+    def write_beside(self) -> Iterator[Session]:
+        """Lend a session that changes rows which have locks of their own, without waiting for the one that writes.
+
+        Committed at the end, rolled back on any exception; raise a DatabaseError. With SQLite the same as `write`.
+        """
+        if self._path is not None:
+            with self.write() as session:
+                yield session
+            return
+        try:
+            with Session(self._writing, autoflush=False, expire_on_commit=False) as session, session.begin():
+                postgresql.limit_waiting(session.connection())
+                yield session
+        except SQLAlchemyError as error:
+            raise translate(error, self.url) from error
+
     def _check_in_place(self) -> None:
         # SQLite goes on writing into a file that was deleted or replaced, and all of it would be lost without a word.
         if self._path is None:

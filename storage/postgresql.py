@@ -25,6 +25,11 @@ def take_schema_lock(connection: Connection) -> None:
     _wait_for(connection, SCHEMA_LOCK, SCHEMA_LOCK_TIMEOUT_SECONDS)
 
 
-def _wait_for(connection: Connection, key: int, seconds: float) -> None:
+def limit_waiting(connection: Connection, seconds: float = LOCK_TIMEOUT_SECONDS) -> None:
+    """Let no statement of the transaction wait longer for a lock."""
     connection.execute(text("SELECT set_config('lock_timeout', :limit, true)"), {"limit": f"{int(seconds * 1000)}ms"})
+
+
+def _wait_for(connection: Connection, key: int, seconds: float) -> None:
+    limit_waiting(connection, seconds)
     connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
