@@ -1,12 +1,15 @@
 """The rule `weight_explosion`: weights grew far beyond what this run had, all of them, one tensor or one element.
 
-A single element that jumps while the rest of its tensor stays is what a flipped bit or a damaged write looks like.
+A single element that jumps while the rest of its tensor stays is what a flipped bit or a damaged write looks like. The
+running variance of a normalisation layer is judged like a weight: it shows inputs of another size, which the layer
+keeps from everything behind it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
@@ -15,12 +18,14 @@ from pydantic import Field
 from alerts.baseline import Bar, Judgement, Point, judge
 from alerts.evidence import hit, listed, matrices, of_same_family, why_silent
 from alerts.rule import Needs, Outcome, number, quiet, step_text
-from storage.records import Finding, PastSnapshot, Severity, SnapshotStatus, TensorSummary, Window
+from storage.records import Finding, PastSnapshot, Severity, SnapshotStatus, TensorKind, TensorSummary, Window
 
 NEVER = 1e9  # a z that no value reaches: only the factor decides
 RMS_MIN = 1e-3  # smaller weights may still be growing out of an initialisation at zero
 ABS_MAX_MIN = 1e-3
 ELEMENTS_MIN = 64
+STATISTICS = re.compile(r"(?:^|[./_])(?:running_var|moving_variance)(?:$|[/:])")
+STATISTICS_MIN = 4  # checkpoints to compare with: running statistics still settle in a run's first ones
 BULK_CHANGE_MAX = 0.5  # how far the mean magnitude of the other elements may have moved when one element jumps
 
 
@@ -55,7 +60,11 @@ class WeightExplosion:
             return quiet("no earlier checkpoint of the same kind to compare with")
         found = _whole(window, options)
         if found is None:
-            found = _tensors(window, past, options) or _elements(window, past, options)
+            found = (
+                _tensors(window, past, options)
+                or _elements(window, past, options)
+                or _statistics(window, past, options)
+            )
         return Outcome(findings=(found,)) if found is not None else Outcome()
 
 
@@ -91,6 +100,13 @@ def _tensors(window: Window, past: list[PastSnapshot], options: WeightExplosion.
     if not found:
         return None
     return _about(window, found, "the weights", "root mean square")
+
+
+def _statistics(window: Window, past: list[PastSnapshot], options: WeightExplosion.Options) -> Finding | None:
+    bar = Bar(factor=options.factor, z_max=NEVER, n_baseline_min=STATISTICS_MIN, highest_min=options.factor)
+    held = [t for t in window.tensors if t.kind is TensorKind.BUFFER and STATISTICS.search(t.name)]
+    found = _judged(window, past, _rms, bar, at_least=RMS_MIN, among=held)
+    return _about(window, found, "the variance of its inputs", "root mean square") if found else None
 
 
 def _elements(window: Window, past: list[PastSnapshot], options: WeightExplosion.Options) -> Finding | None:
@@ -143,11 +159,12 @@ def _judged(
     bar: Bar,
     *,
     at_least: float,
+    among: Sequence[TensorSummary] | None = None,
 ) -> dict[str, tuple[float, Judgement]]:
-    """Return the matrices whose measure is too high, with the value and the judgement, in the checkpoint's order."""
+    """Return the matrices, or the tensors given, whose measure is too high, with value and judgement, in order."""
     before = [{t.name: t for t in p.tensors} for p in past]
     found = {}
-    for tensor in matrices(window.tensors):
+    for tensor in matrices(window.tensors) if among is None else among:
         value = measure(tensor)
         points = [
             Point(p.snapshot.step, old)
