@@ -12,6 +12,9 @@ layouts matter. Histogram.exact says which. This module does not count; the kern
 
 from __future__ import annotations
 
+import bisect
+import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -43,9 +46,16 @@ def bin_edges(index: int) -> tuple[float, float]:
         raise ValueError(f"bin {index} is outside the scheme of {BINS_PER_SIGN} bins a sign")
     if index == 0:
         return 0.0, 0.0
-    edges = np.array([magnitude, magnitude + 1], dtype=np.int64) << MAGNITUDE_SHIFT
-    low, high = (min(float(e), _LARGEST) for e in edges.view(np.float64))
+    low, high = _edge(magnitude), _edge(magnitude + 1)
     return (low, high) if index > 0 else (-high, -low)
+
+
+def _edge(magnitude: int) -> float:
+    """Return the smallest float64 of a bin without its sign, the largest finite one where the bins end."""
+    if magnitude >= BINS_PER_SIGN:
+        return _LARGEST
+    exponent, eighths = divmod(magnitude, 8)
+    return math.ldexp(8 + eighths, exponent - 1026) if exponent else math.ldexp(eighths, -1025)
 
 
 def from_counts(counts: npt.NDArray[np.int64], *, exact: bool) -> Histogram:
@@ -53,10 +63,11 @@ def from_counts(counts: npt.NDArray[np.int64], *, exact: bool) -> Histogram:
 
     Slot 0 counts zeros, slot m + 1 bin m + 1; the second half likewise for negative bins.
     """
-    positive, negative = counts[:MAGNITUDES], counts[MAGNITUDES:]
-    above, below = np.flatnonzero(positive), np.flatnonzero(negative)[::-1]
-    indices = np.concatenate([-below, above])
-    numbers = np.concatenate([negative[below], positive[above]])
+    found = np.flatnonzero(counts != 0)
+    n_positive = int(np.searchsorted(found, MAGNITUDES))
+    above, below = found[:n_positive], found[n_positive:][::-1]
+    indices = np.concatenate([MAGNITUDES - below, above])
+    numbers = counts[np.concatenate([below, above])]
     return Histogram(
         bin_indices=tuple(indices.tolist()),
         counts=tuple(numbers.tolist()),
@@ -73,13 +84,13 @@ def quantiles(histogram: Histogram, probabilities: Sequence[float], low: float, 
     """
     if histogram.n_sampled == 0:
         return {}
-    cumulative = np.cumsum(np.array(histogram.counts, dtype=np.int64))
+    cumulative = list(itertools.accumulate(histogram.counts))
     found: dict[str, float] = {}
     for probability in probabilities:
         rank = probability * histogram.n_sampled
-        place = min(int(np.searchsorted(cumulative, rank, side="left")), len(cumulative) - 1)
+        place = min(bisect.bisect_left(cumulative, rank), len(cumulative) - 1)
         count = histogram.counts[place]
-        inside = 1.0 - (float(cumulative[place]) - rank) / count
+        inside = 1.0 - (cumulative[place] - rank) / count
         left, right = bin_edges(histogram.bin_indices[place])
         left, right = max(left, low), min(right, high)
         value = left + (right - left) * min(max(inside, 0.0), 1.0)

@@ -27,6 +27,7 @@ class Stored:
     table: npt.NDArray[np.int32]
 
 
+@functools.lru_cache(maxsize=256)
 def numpy_dtype(name: str) -> np.dtype[np.generic]:
     """Return the numeric NumPy dtype of a NumPy or ml_dtypes spelling; ValueError for any other name."""
     try:
@@ -38,6 +39,7 @@ def numpy_dtype(name: str) -> np.dtype[np.generic]:
     return dtype
 
 
+@functools.lru_cache(maxsize=256)  # NumPy works a dtype's name out anew each time
 def is_stored_float(dtype: np.dtype[np.generic]) -> bool:
     """Say whether this is a float of at most 32 bits, every value of which float32 holds exactly."""
     return dtype.name in _BITS or (dtype.itemsize == 1 and dtype.name.startswith("float"))
@@ -52,15 +54,22 @@ def _byte_table(name: str) -> npt.NDArray[np.int32]:
     return values.astype(np.float32).view(np.int32)
 
 
+@functools.lru_cache(maxsize=256)
+def _way_of(dtype: np.dtype[np.generic]) -> tuple[type[np.generic], npt.NDArray[np.int32]] | None:
+    """Return the type of the bits and the table, None where there are none."""
+    if not is_stored_float(dtype):
+        return None
+    bits = _BITS.get(dtype.name)
+    return (bits, _NO_TABLE) if bits is not None else (np.uint8, _byte_table(dtype.name))
+
+
 def as_stored(values: Array) -> Stored | None:
     """Return the bits of floats of at most 32 bits, None for every other dtype."""
-    if not is_stored_float(values.dtype):
+    way = _way_of(values.dtype)
+    if way is None:
         return None
-    values = np.ascontiguousarray(values)
-    bits = _BITS.get(values.dtype.name)
-    if bits is not None:
-        return Stored(values.view(bits), _NO_TABLE)
-    return Stored(values.view(np.uint8), _byte_table(values.dtype.name))
+    bits, table = way
+    return Stored(np.ascontiguousarray(values).view(bits), table)
 
 
 def as_float64(values: Array) -> npt.NDArray[np.float64]:

@@ -21,6 +21,8 @@ from monitor.measure.stored import Array, as_float64, as_stored, is_stored_float
 from storage.records import Histogram, Sketch, TensorKind, TensorSummary
 
 _FLOAT32_EXACT = {"bool", "int8", "uint8", "int16", "uint16", "int2", "uint2", "int4", "uint4", "complex64"}
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+_LITTLE_ENDIAN: dict[str, np.dtype[np.generic]] = {"float32": np.dtype("<f4"), "float64": np.dtype("<f8")}
 
 
 @functools.cache
@@ -47,6 +49,7 @@ class SummaryBuilder:
         "_keys",
         "_moments",
         "_n_seen",
+        "_name",
         "_options",
         "_parts",
         "_raw",
@@ -57,7 +60,7 @@ class SummaryBuilder:
     def __init__(self, dtype: str, n_elements: int, options: MeasureOptions) -> None:
         self.n_elements = n_elements
         self._options = options
-        self._dtype = numpy_dtype(dtype)
+        self._dtype, self._name = numpy_dtype(dtype), dtype
         self._complex = self._dtype.kind == "c"
         self._parts = n_elements * (2 if self._complex else 1)
         self._keys = _column_keys(options.sketch_buckets, options.sketch_seed)
@@ -142,7 +145,7 @@ class SummaryBuilder:
         return TensorSummary(
             name=name,
             kind=kind,
-            dtype=self._dtype.name,
+            dtype=self._name,
             shape=shape,
             position=position,
             n_elements=self.n_elements,
@@ -178,8 +181,8 @@ class SummaryBuilder:
 
     def _find_sketch(self) -> Sketch:
         values = self._buckets if self._raw is None else self._raw
-        narrow = self._dtype.name in _FLOAT32_EXACT or is_stored_float(self._dtype)
-        if narrow and float(np.max(np.abs(values), initial=0.0)) <= float(np.finfo(np.float32).max):
+        narrow = self._name in _FLOAT32_EXACT or is_stored_float(self._dtype)
+        if narrow and max(float(values.max(initial=0.0)), -float(values.min(initial=0.0))) <= _FLOAT32_MAX:
             dtype = "float32"
         else:
             dtype = "float64"
@@ -188,7 +191,7 @@ class SummaryBuilder:
             n_buckets=self._options.sketch_buckets,
             seed=self._options.sketch_seed,
             dtype=dtype,
-            values=values.astype(np.dtype(dtype).newbyteorder("<")).tobytes(),
+            values=values.astype(_LITTLE_ENDIAN[dtype]).tobytes(),
         )
 
 
