@@ -309,7 +309,17 @@ sys.exit(main(settings))
 """
 
 _PASSED_ON = frozenset(
-    {"HOME", "LD_LIBRARY_PATH", "NUMBA_CACHE_DIR", "NUMBA_CPU_NAME", "PATH", "TMPDIR", "TZ", "XDG_CACHE_HOME"}
+    {
+        "CKPTWATCH_COMPILE_CACHE",
+        "HOME",
+        "LD_LIBRARY_PATH",
+        "NUMBA_CACHE_DIR",
+        "NUMBA_CPU_NAME",
+        "PATH",
+        "TMPDIR",
+        "TZ",
+        "XDG_CACHE_HOME",
+    }
 )
 
 
