@@ -2,6 +2,8 @@
 
     python -m benchmarks.detection                     two seeds, a few minutes
     python -m benchmarks.detection --full --write      ten seeds, and the results into benchmarks/results
+    python -m benchmarks.detection --full --journal detection.jsonl
+                                                       the same in pieces: what is in the journal is not run again
     python -m benchmarks.detection --settings gru_sums --faults "" rate_times_100 --verbose
 
 Goals: at least 95 % of the visible faults found, in the median at most one checkpoint late, at most one false alert
@@ -15,10 +17,10 @@ import json
 import multiprocessing
 import os
 import sys
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
-from benchmarks.detection import report
+from benchmarks.detection import journal, report
 from benchmarks.detection.trials import Result, Trial, planned, run
 
 RESULTS = Path(__file__).parent.parent / "results" / "detection.json"
@@ -34,6 +36,8 @@ def main() -> None:
     parser.add_argument("--settings", nargs="+")
     parser.add_argument("--faults", nargs="+", help='names of faults, "" for the sound training')
     parser.add_argument("--every-pair", action="store_true", help="try each fault in each setting with each seed")
+    parser.add_argument("--journal", type=Path, help="keep each result in this file as soon as it is there")
+    parser.add_argument("--report", action="store_true", help="train nothing, report what is in the journal")
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")
     parser.add_argument("--verbose", action="store_true", help="print every false alarm and every fault not found")
     chosen = parser.parse_args()
@@ -44,7 +48,10 @@ def main() -> None:
         if (chosen.settings is None or trial.setting in chosen.settings)
         and (chosen.faults is None or trial.fault in chosen.faults)
     ]
-    results = _run(trials, chosen.jobs)
+    known = journal.read(chosen.journal) if chosen.journal else {}
+    results = [known[t] for t in trials if t in known]
+    if not chosen.report:
+        results += _run([t for t in trials if t not in known], chosen.jobs, chosen.journal)
     document = report.document(results)
     print(report.text(document))
     if chosen.verbose:
@@ -54,11 +61,13 @@ def main() -> None:
     sys.exit(0 if document["goals_reached"] else 1)
 
 
-def _run(trials: list[Trial], n_jobs: int) -> list[Result]:
+def _run(trials: list[Trial], n_jobs: int, kept: Path | None) -> list[Result]:
     results = []
     with ProcessPoolExecutor(n_jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for number, result in enumerate(pool.map(run, trials, chunksize=4), 1):
-            results.append(result)
+        for number, future in enumerate(as_completed([pool.submit(run, trial) for trial in trials]), 1):
+            results.append(future.result())
+            if kept is not None:
+                journal.append(kept, results[-1])
             if sys.stderr.isatty():
                 print(f"\r{number} of {len(trials)} trainings", end="", file=sys.stderr, flush=True)
     if sys.stderr.isatty():

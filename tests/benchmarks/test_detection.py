@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.detection import report, sagemaker, trials
+from benchmarks.detection import journal, report, sagemaker, trials
 from benchmarks.detection.faults import FAULTS
 from benchmarks.detection.settings import SETTINGS
 from benchmarks.detection.training import Plan, Seen
@@ -67,6 +68,17 @@ def test_what_fires_without_the_fault_too_or_before_it_or_only_informs_is_no_evi
 
     seen = report.figures([sound, _result(10, [("drift_spike", "critical", 13)])])["ckptwatch"]
     assert (seen["n_found"], seen["median_delay"]) == (1, 3)
+
+
+def test_a_journal_gives_back_what_was_kept_and_passes_over_a_line_that_was_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "trials.jsonl"
+    assert journal.read(path) == {}
+    kept = [_result(None, [("loss_spike", "warning", 12)]), _result(10, [])]
+    for result in kept:
+        journal.append(path, result)
+    with path.open("a") as file:
+        file.write('{"trial": {"sett')
+    assert journal.read(path) == {result.trial: result for result in kept}
 
 
 def _seen(step: int = 10, loss: float = 1.0, **changes: object) -> Seen:
