@@ -5,8 +5,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PYTEST_ARGS ?= -n 2
 FUZZ_ARGS ?= --seconds 30
+RELIABILITY_ARGS ?=
 
-.PHONY: demo test test-long check fuzz format bench bench-detection docs golden clean
+.PHONY: demo test test-long reliability check fuzz format bench bench-detection docs golden clean
 
 $(VENV)/pip.stamp:
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +33,9 @@ check: $(VENV)/dev.stamp ## linters, types, import contracts
 
 test: check ## every check and every test but the long tier
 	$(BIN)/python -m pytest $(PYTEST_ARGS) -m "not slow"
+
+reliability: $(VENV)/dev.stamp ## kills, damage and a soak for hours; the figures go into docs/promises.md
+	$(BIN)/python -m tests.faults $(RELIABILITY_ARGS)
 
 test-long: $(VENV)/dev.stamp ## the long tier
 	$(BIN)/python -m pytest -m slow

@@ -94,17 +94,22 @@ def _open_sound(url: str, path: Path, *, checked: bool) -> tuple[Database | None
     try:
         opened = open_database(url)
     except CorruptDatabaseError as error:
-        return None, str(error).partition("; ")[0]
+        return None, _reason(error, url)
     if checked and path.stat().st_size <= CHECK_BYTES_MAX:
         log.info("the last daemon did not close %s in order; checking it", opened.url)
         try:
             found = opened.quick_check()
         except CorruptDatabaseError as error:
-            found = (str(error),)
+            found = (_reason(error, url),)
         if found:
             opened.close()
             return None, " ".join(found[0].split())[:300]
     return opened, ""
+
+
+def _reason(error: CorruptDatabaseError, url: str) -> str:
+    """Return what is wrong, without the place, which is said anyway, and the advice, which is being followed."""
+    return str(error).removeprefix(f"database {display_url(parse_url(url))}: ").partition("; ")[0]
 
 
 def _set_aside(url: str, path: Path, now: float, reason: str) -> Path:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from pathlib import Path
+
+import pytest
 
 from monitor.config import Config
 
@@ -45,3 +49,19 @@ def test_training_comes_first() -> None:
     assert int(unit["CPUWeight"][0]) < 100
     assert int(unit["IOWeight"][0]) < 100
     assert int(unit["OOMScoreAdjust"][0]) > 0
+
+
+def test_the_manager_is_told_when_it_is_ready_and_whether_it_still_works() -> None:
+    unit = settings()
+    assert unit["Type"] == ["notify"]
+    assert unit["WatchdogSec"] == ["5min"]
+    assert unit["ExecReload"] == ["/bin/kill -HUP $MAINPID"]
+
+
+def test_the_exposure_that_systemd_finds_is_at_most_3() -> None:
+    analyze = shutil.which("systemd-analyze")
+    if analyze is None:
+        pytest.skip("systemd-analyze is not installed (Debian package systemd)")
+    command = [analyze, "security", "--offline=true", "--threshold=30", str(UNIT)]
+    judged = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert judged.returncode == 0, judged.stdout[-500:] + judged.stderr
