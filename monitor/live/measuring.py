@@ -8,6 +8,7 @@ from dataclasses import replace
 from os import PathLike, fspath
 from typing import Any
 
+from monitor.live.boosters import booster_checkpoint
 from monitor.live.collections import collection
 from monitor.live.estimators import estimator_checkpoint
 from monitor.live.keras_models import keras_model
@@ -33,9 +34,9 @@ _LIMITS = ReadLimits(chunk_bytes_max=CHUNK_BYTES)
 def measure(model: Any, optimizer: Any = None, *, options: MeasureOptions | None = None) -> Measured:
     """Measure every tensor of a model in memory.
 
-    `model` is a torch.nn.Module, a Keras model or layer, a tf.train.Checkpoint or tf.Module, a fitted scikit-learn
-    estimator, or a variable, list or dict of tensors. `optimizer` is the torch or Keras optimizer that trains it, None
-    to leave it out. Names, kinds, dtypes and statistics are those of the files that the framework would write;
+    `model` is a torch.nn.Module, a Keras model or layer, a tf.train.Checkpoint or tf.Module, a fitted estimator
+    of scikit-learn, XGBoost or LightGBM, one of their Boosters, or a variable, list or dict of tensors. `optimizer` is
+    the torch or Keras optimizer that trains it, None to leave it out. Names, kinds, dtypes and statistics are those of the files that the framework would write;
     `step` is None unless the object tells it, and `bytes_read` counts the bytes of the tensors. Raises UnsupportedError
     (a ReadError) for an object of another kind, or without any tensor.
     """
@@ -89,11 +90,14 @@ def _opened(model: Any, optimizer: Any) -> tuple[OpenCheckpoint, str]:
         return memory_checkpoint(tensorflow_object(model, optimizer, _LIMITS), _LIMITS), "tensorflow"
     if optimizer is not None:
         raise UnsupportedError(f"an optimizer cannot be measured beside a {type(model).__name__}")
+    for library in ("xgboost", "lightgbm"):
+        if library in packages:
+            return booster_checkpoint(model, library, _LIMITS), library
     if "sklearn" in packages:
         return estimator_checkpoint(model, _LIMITS), "sklearn"
     if is_leaf(model) or isinstance(model, Mapping | list | tuple):
         return memory_checkpoint(collection(model, _LIMITS), _LIMITS), "memory"
     raise UnsupportedError(
         f"a {type(model).__module__}.{type(model).__name__} is not measured; give a model of PyTorch, Keras, "
-        "TensorFlow or scikit-learn, or a list or dict of arrays"
+        "TensorFlow, scikit-learn, XGBoost or LightGBM, or a list or dict of arrays"
     )

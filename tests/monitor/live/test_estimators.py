@@ -108,3 +108,46 @@ def test_an_estimator_that_was_not_fitted_says_so() -> None:
 
     with pytest.raises(UnsupportedError, match="fit it first"):
         measure(LinearRegression())
+
+
+@pytest.fixture(scope="module")
+def boosted() -> dict[str, Any]:
+    import lightgbm
+    import xgboost
+
+    random = np.random.default_rng(0)
+    x = random.random((80, 4))
+    y = (x[:, 0] + x[:, 1] > 1).astype(int)
+    light = {"n_estimators": 4, "num_leaves": 6, "min_child_samples": 5, "verbose": -1, "n_jobs": 1}
+    return {
+        "xgboost": xgboost.XGBClassifier(n_estimators=4, max_depth=3, n_jobs=1).fit(x, y),
+        "dart": xgboost.XGBRegressor(n_estimators=3, booster="dart", n_jobs=1).fit(x, y),
+        "linear": xgboost.XGBRegressor(n_estimators=3, booster="gblinear", n_jobs=1).fit(x, y),
+        "lightgbm": lightgbm.LGBMClassifier(**light).fit(x, y),
+    }
+
+
+@pytest.mark.parametrize("name", ["xgboost", "dart", "linear", "lightgbm"])
+def test_boosted_trees_give_the_records_of_the_file_that_they_are_saved_to(
+    boosted: dict[str, Any], tmp_path: Path, name: str
+) -> None:
+    model = boosted[name]
+    path = tmp_path / ("model.txt" if name == "lightgbm" else "model.ubj")
+    booster = model.booster_ if name == "lightgbm" else model.get_booster()
+    booster.save_model(path)
+    there = measure_path(str(path), MeasureOptions())
+    assert there.tensors
+    for given in (model, booster):
+        here = measure(given)
+        assert here.tensors == there.tensors
+        assert (here.scalars, here.step, here.format) == (there.scalars, there.step, there.format)
+    assert diff(model, path).identical
+
+
+def test_boosted_trees_that_were_not_fitted_say_so() -> None:
+    import lightgbm
+    import xgboost
+
+    for model in (xgboost.XGBRegressor(), lightgbm.LGBMRegressor()):
+        with pytest.raises(UnsupportedError, match="fit it first"):
+            measure(model)

@@ -136,7 +136,7 @@ def test_nested_arrays_and_state_dicts_are_measured_with_their_places_as_names()
 @pytest.mark.parametrize("thing", ["a text", 3, object(), {}, [], torch.nn.ReLU()])
 def test_what_holds_no_tensors_is_refused_with_what_to_give_instead(thing: object) -> None:
     if isinstance(thing, str):
-        with pytest.raises(UnsupportedError, match="give a model of PyTorch, Keras, TensorFlow or scikit-learn"):
+        with pytest.raises(UnsupportedError, match="give a model of PyTorch, Keras, TensorFlow, scikit-learn"):
             measure(thing)
     else:
         with pytest.raises(UnsupportedError):
