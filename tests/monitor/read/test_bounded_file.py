@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import ctypes
 import errno
 import mmap
 import os
@@ -21,6 +20,7 @@ from monitor.read.reader import (
     UnsafeReferenceError,
     VanishedError,
 )
+from tests.support.page_cache import resident_pages, skip_where_the_cache_cannot_be_spared
 
 
 @pytest.fixture
@@ -178,39 +178,19 @@ def test_errors_of_the_system_have_their_place_in_the_tree(number: int, expected
     assert str(error).isprintable()
 
 
-def resident_pages(path: Path) -> int:
-    """Count the pages of a file that the kernel holds in its cache, by mincore(2)."""
-    size = path.stat().st_size
-    libc = ctypes.CDLL(None, use_errno=True)
-    with path.open("r+b") as stream, mmap.mmap(stream.fileno(), size) as mapped:
-        state = (ctypes.c_ubyte * (size // mmap.PAGESIZE))()
-        first = ctypes.c_char.from_buffer(mapped)
-        assert libc.mincore(ctypes.c_void_p(ctypes.addressof(first)), ctypes.c_size_t(size), state) == 0
-        del first
-    return sum(page & 1 for page in state)
-
-
-def test_the_page_cache_is_left_as_it_was_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize("warm_bytes", [0, 2**21, 2**22], ids=["cold", "half in the cache", "warm"])
+def test_the_page_cache_is_left_as_it_was_found(tmp_path: Path, warm_bytes: int) -> None:
     path = tmp_path / "model.bin"
     path.write_bytes(bytes(2**22))
-    with path.open("r+b") as stream:
-        os.fsync(stream.fileno())
-        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        if resident_pages(path):
-            pytest.skip("this filesystem lives in the page cache")
-        try:
-            os.preadv(stream.fileno(), [bytearray(1)], 0, 0x80)
-        except OSError:
-            pytest.skip("this kernel or filesystem cannot read without caching")
-        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    skip_where_the_cache_cannot_be_spared(path)
+    with path.open("rb") as stream:
+        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+        stream.read(warm_bytes)
+    before = resident_pages(path)
+    assert sum(before) >= warm_bytes // mmap.PAGESIZE
     with open_bounded(str(path)) as file:
         file.read(0, 2**22)
-    assert resident_pages(path) == 0
-    path.read_bytes()
-    warm = resident_pages(path)
-    with open_bounded(str(path)) as file:
-        file.read(0, 2**22)
-    assert resident_pages(path) == warm > 0
+    assert resident_pages(path) == before
 
 
 def test_a_file_deleted_while_it_is_read_is_given_up_soon(tmp_path: Path) -> None:
