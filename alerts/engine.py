@@ -122,8 +122,8 @@ class _Look:
 class Engine:
     """Judges runs. Its only memory is the database; make one a process and call it from any thread.
 
-    `exists` says whether the bytes of a stored checkpoint are still on disk as they were measured (one `stat`); it is
-    called outside of transactions.
+    `exists` says whether the bytes of a stored checkpoint are still on disk as they were measured (one `stat`), `kept`
+    where a protected copy of them is; both are called outside of transactions.
     """
 
     def __init__(
@@ -132,10 +132,12 @@ class Engine:
         *,
         clock: Callable[[], float],
         exists: Callable[[StoredSnapshot], bool] | None = None,
+        kept: Callable[[StoredSnapshot], str | None] | None = None,
     ) -> None:
         self._settings = settings
         self._clock = clock
         self._exists = exists
+        self._kept = kept
         self._announcer = Announcer(
             settings.routes,
             windows=settings.windows,
@@ -316,7 +318,8 @@ class Engine:
             return None
         with database.read() as session:
             snapshots = queries.history(session, run, limit=HISTORY_SNAPSHOTS_MAX)
-        return last_good([s for s in snapshots if s.path != overwritten], exists=self._exists)
+        exists = self._exists or (lambda _: True)
+        return last_good(snapshots, exists=lambda s: s.path != overwritten and exists(s), kept=self._kept)
 
 
 def _ask(setting: RuleSetting, window: Window) -> Outcome | RuleFailure:

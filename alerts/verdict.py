@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from storage.records import Alert, AlertState, Severity, SnapshotStatus, StoredSnapshot
 
@@ -29,20 +29,28 @@ def is_good(snapshot: StoredSnapshot) -> bool:
 
 
 def last_good(
-    snapshots: Sequence[StoredSnapshot], *, exists: Callable[[StoredSnapshot], bool] | None = None
+    snapshots: Sequence[StoredSnapshot],
+    *,
+    exists: Callable[[StoredSnapshot], bool] | None = None,
+    kept: Callable[[StoredSnapshot], str | None] | None = None,
 ) -> StoredSnapshot | None:
     """Return the newest good checkpoint that is still on disk, None where there is none.
 
-    `snapshots` are oldest first. A checkpoint whose path a later snapshot has too was overwritten and is passed over.
-    `exists` says whether the very bytes that were measured are still there; None takes every other one as there.
+    `snapshots` are oldest first. A checkpoint whose path a later snapshot has too was overwritten. `exists` says
+    whether the very bytes that were measured are still there; None takes every other one as there. `kept` gives the
+    path of a protected copy, None where there is none; where the original is gone, it is the path of what is returned.
     """
     later_paths: set[str] = set()
     for snapshot in reversed(snapshots):
-        if snapshot.path in later_paths:
-            continue
+        overwritten = snapshot.path in later_paths
         later_paths.add(snapshot.path)
-        if is_good(snapshot) and (exists is None or exists(snapshot)):
+        if not is_good(snapshot):
+            continue
+        if not overwritten and (exists is None or exists(snapshot)):
             return snapshot
+        path = None if kept is None else kept(snapshot)
+        if path is not None:
+            return replace(snapshot, path=path)
     return None
 
 

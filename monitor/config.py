@@ -22,6 +22,7 @@ from alerts import registry as alert_registry
 from alerts.quiet import MaintenanceWindow
 from alerts.rule import RuleSetting
 from monitor.export_config import ExportConfig, secret_problems
+from monitor.protect_config import ProtectConfig
 from monitor.web_config import check_web_config
 from storage.records import Severity
 
@@ -102,6 +103,7 @@ class StorageConfig(_Section):
     """Where snapshots are kept (None: a SQLite file in the user's state directory), and how many keep every sketch."""
 
     url: str | None = None
+    lease_seconds: float = Field(default=60.0, ge=2, le=3600)
     sketches_recent: int = Field(default=64, ge=2, le=1_000_000)
 
 
@@ -203,6 +205,7 @@ class Config(_Section):
     notify: NotifyConfig = NotifyConfig()
     serve: ServeConfig = ServeConfig()
     export: ExportConfig = ExportConfig()
+    protect: ProtectConfig = ProtectConfig()
 
 
 class _Sources(BaseSettings):
@@ -216,13 +219,11 @@ class _Sources(BaseSettings):
     notify: dict[str, Any] = {}
     serve: dict[str, Any] = {}
     export: dict[str, Any] = {}
+    protect: dict[str, Any] = {}
 
 
 def load(path: Path | None, overrides: Mapping[str, Mapping[str, Any]] | None = None) -> Config:
-    """Read, merge and check the configuration.
-
-    `path` None means no file. `overrides` come from the command line by section. Raises ConfigError with all problems.
-    """
+    """Read, merge and check; `overrides` come from the command line by section. Raises ConfigError with all problems."""
     document = _read_yaml(path) if path is not None else {}
     merged = _merge(document, overrides or {})
     problems: list[ConfigProblem] = _environment_problems()

@@ -25,16 +25,19 @@ from alerts.lifecycle import NOTIFIED
 from alerts.notifier import Notifier
 from monitor import __version__
 from monitor.assembly import (
+    back_off_seconds_max,
     bytes_per_second_of_worker,
+    database_url,
     engine_settings,
     measure_options,
     page_link,
     pool_options,
+    shared_claims,
     watch_parts,
     web_settings,
 )
 from monitor.backlog import Backlog, Retried
-from monitor.config import Config, default_database_url, notifier_config, resolve_secret
+from monitor.config import Config, notifier_config, resolve_secret
 from monitor.measure.workers import WorkerPool
 from monitor.pipeline import Pipeline, Recorded, is_still_there
 from monitor.show.exporter import ExporterOptions, MetricsDetail, StorageCollector
@@ -43,19 +46,22 @@ from monitor.show.push.pusher import Pusher
 from monitor.show.telemetry import Telemetry
 from monitor.show.web.app import create_app
 from monitor.show.web.server import ServerHandle, serve_in_thread
+from monitor.stored_journey import best_number
 from monitor.stored_views import StoredViews
 from monitor.watch.events import EventHints
 from storage import queries, telling, writer
 from storage.database import Database, open_database
 from storage.errors import CorruptDatabaseError, DatabaseError, DatabaseReplacedError
 from storage.failpoints import reach
-from storage.records import RunSummary
+from storage.records import ProblemKind, RunSummary, StoredSnapshot
 from storage.recovery import Recording, newest_set_aside, open_for_recording
-from storage.retention import thin_sketches
+from storage.retention import thin_distributions, thin_sketches
 
 TICK_SECONDS = 15.0
-THIN_SECONDS = 600.0  # how often old sketches are looked for
+THIN_SECONDS = 600.0  # how often details of old snapshots are looked for
 WAIT_SECONDS_MAX = 5.0
+IDLE_SECONDS = 30.0  # how often the outbox is looked into without a reason
+SHARED_IDLE_SECONDS = 2.0  # the same where other daemons fill it, which wake nobody here
 DATABASE_PAUSE_SECONDS = (1.0, 15.0)  # first and longest pause while the database cannot be written
 
 log = logging.getLogger(__name__)
@@ -75,15 +81,18 @@ class Ending(StrEnum):
 class DaemonOptions:
     """What a caller may choose beside the configuration: `scan` neither serves nor notifies, and watches no events.
 
+    `skips` lets the configuration skip what is superseded: a scan of an archive is asked for all of it.
     `records_alone` lets no other such daemon use the database, and sets a damaged one aside; `is_damaged` says that
-    it is.
+    it is. `kept` gives the path of a protected copy.
     """
 
     serves: bool = True
     notifies: bool = True
     hints: bool = True
+    skips: bool = True
     records_alone: bool = True
     is_damaged: bool = False
+    kept: Callable[[StoredSnapshot], str | None] | None = None
     incomplete_timeout_seconds: float | None = None
 
 
@@ -133,11 +142,11 @@ class Daemon:
         self._server: ServerHandle | None = None
         self._known_crashes = 0
         self._thinned_at = 0.0
-        self._thinned: dict[str, int] = {}  # how many snapshots a run had when its sketches were thinned
+        self._thinned: dict[str, int] = {}  # how many snapshots a run had when nothing was left to thin
         self._known_events = 0
         self._known_overflows = 0
         self._recording: Recording | None = None
-        self.database = self._opened(config.storage.url or default_database_url())
+        self.database = self._opened(database_url(config))
         reach("start.opened")
         try:
             self._build(settings, notifiers)
@@ -155,7 +164,7 @@ class Daemon:
     def _build(self, settings: EngineSettings, notifiers: dict[str, Notifier]) -> None:
         config, clock = self.config, self._clock
         self._pool = WorkerPool(pool_options(config))
-        self._engine = Engine(settings, clock=clock, exists=is_still_there)
+        self._engine = Engine(settings, clock=clock, exists=is_still_there, kept=self._options.kept)
         self._severity_told_min = min((route.severity_min for route in settings.routes), default=None)
         pipeline = Pipeline(
             database=self.database,
@@ -163,27 +172,37 @@ class Daemon:
             pool=self._pool,
             options=measure_options(config),
             bytes_per_second=bytes_per_second_of_worker(config),
+            io_pressure_max=config.measure.io_pressure_max,
+            back_off_seconds_max=back_off_seconds_max(config),
             clock=clock,
         )
         parts = watch_parts(config, self.database, incomplete_timeout_seconds=self._options.incomplete_timeout_seconds)
         self._roots = parts.roots
         self._rules = parts.rules
+        claims = shared_claims(config, self.database)
         self.backlog = Backlog(
             scanners=parts.scanners,
             tracker=parts.tracker,
             pipeline=pipeline,
             n_workers=config.measure.workers,
+            skips_superseded=config.watch.skip_superseded and self._options.skips,
             wake=self._wake.set,
+            claims=claims,
         )
-        self.views = StoredViews(self.database)
+        self.views = StoredViews(self.database, kept=self._options.kept)
         self._delivery = Delivery(
             self.database,
             notifiers,
             clock=clock,
-            policy=DeliveryPolicy(give_up_seconds=config.notify.dead_letter_seconds),
+            policy=DeliveryPolicy(
+                give_up_seconds=config.notify.dead_letter_seconds,
+                idle_seconds_max=IDLE_SECONDS if claims is None else SHARED_IDLE_SECONDS,
+            ),
             on_result=self._delivered,
             extras=MessageExtras(link_of=lambda run: page_link(config, run), picture_of=Illustrator(self.database)),
         )
+        if claims is not None:
+            self._delivery.share(claims.may_send)
         exporters = build_exporters(
             config.export,
             self.registry,
@@ -287,6 +306,7 @@ class Daemon:
         if self._hints is not None:
             self._hints.stop()
         self._pool.shutdown(wait=True, cancel_futures=True)
+        self.backlog.close()
         if self._options.notifies:
             self._delivery.stop(3.0)
         self._pusher.stop(3.0)
@@ -355,7 +375,7 @@ class Daemon:
                     self._delivery.wake()
         if now - self._thinned_at >= THIN_SECONDS or now < self._thinned_at:
             self._thinned_at = now
-            self._thin_sketches(runs)
+            self._thin(runs)
         reach("tick.done")
         counts = self._pool.counts
         self.telemetry.worker_crashes.inc(counts.n_crashes + counts.n_timeouts - self._known_crashes)
@@ -371,14 +391,20 @@ class Daemon:
             return frozenset()
         return telling.runs_with_untold_alerts(session, severity_min=self._severity_told_min)
 
-    def _thin_sketches(self, runs: Sequence[RunSummary]) -> None:
+    def _thin(self, runs: Sequence[RunSummary]) -> None:
+        """Drop details of old snapshots, a part at a time: the best one of a run keeps its own."""
         reach("retention.begin")
         n_recent = self.config.storage.sketches_recent
         for run in runs:
             if run.n_snapshots > n_recent and self._thinned.get(run.run) != run.n_snapshots:
-                with self.database.write() as session:
-                    thin_sketches(session, run.run, n_recent=n_recent)
-                self._thinned[run.run] = run.n_snapshots
+                best = best_number(self.database, run.run)
+                keep = frozenset() if best is None else frozenset({best})
+                n_deleted = 0
+                for thin in (thin_sketches, thin_distributions):
+                    with self.database.write() as session:
+                        n_deleted += thin(session, run.run, n_recent=n_recent, keep=keep)
+                if n_deleted == 0:
+                    self._thinned[run.run] = run.n_snapshots
         reach("retention.done")
 
     def _account(self, event: Recorded | Retried) -> None:
@@ -394,7 +420,11 @@ class Daemon:
                     bytes_read=snapshot.bytes_read,
                     duration_seconds=snapshot.duration_seconds,
                 )
-            if problem is not None:
+            else:
+                log.info("%s was measured for nothing: it is stored already", snapshot.checkpoint.path)
+            if problem is not None and problem.kind is ProblemKind.SUPERSEDED:
+                log.info("%s: %s", snapshot.checkpoint.path, problem.message)
+            elif problem is not None:
                 log.warning("%s cannot be measured: %s: %s", snapshot.checkpoint.path, problem.kind, problem.message)
             self._log_changes(event.outcome)
             self._count_failures([failure.rule for failure in event.outcome.failures])

@@ -176,16 +176,16 @@ def is_still_there(snapshot: StoredSnapshot) -> bool:
     """Say whether the very bytes that were measured are still on disk under the same path."""
     if snapshot.status is not SnapshotStatus.COMPLETE:
         return False
-    files = _files_at(snapshot.path)
+    files = files_at(snapshot.path)
     return files is not None and signature(files, snapshot.path) == snapshot.signature
 
 
 def _is_unchanged(checkpoint: Checkpoint) -> bool:
     """Say whether the files are still those that had settled; what was deleted after reading counts as unchanged."""
-    return set(_files_at(checkpoint.path) or ()) <= set(checkpoint.files)
+    return set(files_at(checkpoint.path) or ()) <= set(checkpoint.files)
 
 
-def _files_at(path: str) -> tuple[FileStat, ...] | None:
+def files_at(path: str) -> tuple[FileStat, ...] | None:
     """Return the present state of the file or unit at a path, None when it is gone or cannot be looked at."""
     try:
         files = unit_files(path)

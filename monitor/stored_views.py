@@ -48,10 +48,20 @@ class _Kept:
 
 
 class StoredViews:
-    """Builds views from the database, and builds a run's view anew only when something about the run has changed."""
+    """Builds views from the database, and builds a run's view anew only when something about the run has changed.
 
-    def __init__(self, database: Database, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+    `kept` gives the path of a protected copy of a stored checkpoint, None where there is none.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        kept: Callable[[StoredSnapshot], str | None] | None = None,
+    ) -> None:
         self._database = database
+        self._protected = kept
         self._monotonic = monotonic
         self._lock = threading.Lock()
         self._views: tuple[RunView, ...] = ()
@@ -156,10 +166,22 @@ class StoredViews:
                     or now - old.built_at > EXISTENCE_SECONDS_MAX
                 ):
                     recent = queries.history(session, run.run, limit=RECENT_SNAPSHOTS_MAX)
-                    old = _Kept(run=run, open_alerts=alerts, built_at=now, view=_view(run, recent, list(alerts)))
+                    old = _Kept(run=run, open_alerts=alerts, built_at=now, view=self._view(run, recent, list(alerts)))
                 kept[run.run] = old
         self._kept = kept
         return [entry.view for entry in kept.values()]
+
+    def _view(self, run: RunSummary, recent: list[StoredSnapshot], open_alerts: list[Alert]) -> RunView:
+        verdict = health(recent, open_alerts)
+        return RunView(
+            run=run,
+            newest=recent[-1] if recent else None,
+            healthy=verdict.healthy,
+            health_reason=verdict.reason,
+            last_good=last_good(recent, exists=is_still_there, kept=self._protected),
+            firing=tuple(a for a in open_alerts if a.state is AlertState.FIRING),
+            recent=tuple(recent),
+        )
 
 
 def _bins(histogram: Histogram | None) -> tuple[tuple[float, float, int], ...]:
@@ -167,19 +189,6 @@ def _bins(histogram: Histogram | None) -> tuple[tuple[float, float, int], ...]:
         return ()
     pairs = zip(histogram.bin_indices, histogram.counts, strict=True)
     return tuple((*bin_edges(index), count) for index, count in pairs if abs(index) <= BINS_PER_SIGN)
-
-
-def _view(run: RunSummary, recent: list[StoredSnapshot], open_alerts: list[Alert]) -> RunView:
-    verdict = health(recent, open_alerts)
-    return RunView(
-        run=run,
-        newest=recent[-1] if recent else None,
-        healthy=verdict.healthy,
-        health_reason=verdict.reason,
-        last_good=last_good(recent, exists=is_still_there),
-        firing=tuple(a for a in open_alerts if a.state is AlertState.FIRING),
-        recent=tuple(recent),
-    )
 
 
 @contextmanager

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from monitor.assembly import database_url as configured_url
 from monitor.commands.console import CommandError, ExitCode, database_overrides, load_config
-from monitor.config import default_database_url
+from monitor.protect.shelf import Shelf
 from monitor.show.views import SourceError
 from monitor.show.web.server import ServeError
 from storage.database import Database, open_database
 from storage.errors import DatabaseError
+from storage.records import StoredSnapshot
 
 
 @contextmanager
@@ -41,8 +43,14 @@ def existing_database(config_path: Path | None, db: str | None) -> Iterator[Data
             database.close()
 
 
+def kept_copies(config_path: Path | None) -> Callable[[StoredSnapshot], str | None] | None:
+    """Return what finds the protected copy of a checkpoint, None where the configuration protects nothing."""
+    protect = load_config(config_path).protect
+    return Shelf(protect.place).path_of if protect.enabled else None
+
+
 def database_url(config_path: Path | None, db: str | None) -> str:
     """Return the URL that the options, the configuration or the default name, in that order."""
     if db is not None:
         return str(database_overrides(db)["url"])
-    return load_config(config_path).storage.url or default_database_url()
+    return configured_url(load_config(config_path))

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from monitor.commands.console import CommandError, ConfigOption, DatabaseOption, ExitCode
-from monitor.commands.environment import existing_database
+from monitor.commands.environment import existing_database, kept_copies
 from monitor.show.views import AlertQuery
 from monitor.show.web import pages
 from monitor.show.web.run_course import wanted_snapshots
@@ -29,7 +29,7 @@ def report(
     Example: ckptwatch report llama/seed1 -o report.html
     """
     with existing_database(config, db) as database:
-        views = StoredViews(database)
+        views = StoredViews(database, kept=kept_copies(config))
         view = views.view(run)
         if view is None:
             raise CommandError(f"there is no run {run!r}; `ckptwatch runs` lists them", ExitCode.USAGE)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import signal
+from contextlib import ExitStack
 from typing import Annotated
 
 import typer
 
+from monitor.backlog import Retried
 from monitor.commands.console import (
     ConfigOption,
     DatabaseOption,
@@ -20,6 +22,9 @@ from monitor.commands.console import (
 from monitor.commands.environment import environment_errors
 from monitor.config import Config, ConfigError, ConfigProblem
 from monitor.daemon import Daemon, DaemonOptions, Ending
+from monitor.pipeline import Recorded
+from monitor.protect.protector import Protector
+from monitor.protect_config import place_problem
 from monitor.service import Service
 from monitor.systemd import Watchdog
 
@@ -51,19 +56,37 @@ def run(
         if not settings.watch.roots:
             message = "nothing to watch: name a directory, or set watch.roots in the configuration"
             raise ConfigError([ConfigProblem(path="watch.roots", message=message)])
+        misplaced = place_problem(settings.protect, tuple(root.path for root in settings.watch.roots))
+        if settings.protect.enabled and misplaced is not None:
+            raise ConfigError([ConfigProblem(path="protect.directory", message=misplaced)])
         return settings
 
     watchdog = Watchdog()
 
+    protecting = ExitStack()  # of the daemon that runs: another one may be told to protect otherwise
+
     def build(settings: Config, ending: Ending | None) -> Daemon:
-        options = DaemonOptions(is_damaged=ending is Ending.DAMAGED)
-        return Daemon(settings, options=options, on_progress=watchdog.progress)
+        protecting.close()
+        protector = Protector(settings.protect) if settings.protect.enabled else None
+        kept = None if protector is None else protector.shelf.path_of
+        options = DaemonOptions(is_damaged=ending is Ending.DAMAGED, kept=kept)
+
+        def on_event(event: Recorded | Retried) -> None:
+            if protector is not None and isinstance(event, Recorded):
+                protector.note_recorded(daemon.database, event)
+
+        daemon = Daemon(settings, options=options, on_event=on_event, on_progress=watchdog.progress)
+        if protector is not None:
+            protector.note_stored(daemon.database)
+            protector.start()
+            protecting.callback(protector.stop)
+        return daemon
 
     service = Service(load, build)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: service.stop())
     _listen_for_hangup(service)
-    with environment_errors():
+    with environment_errors(), protecting:
         service.run()
     log.info("stopped")
 

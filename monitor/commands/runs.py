@@ -16,7 +16,7 @@ from monitor.commands.console import (
     print_json,
     table,
 )
-from monitor.commands.environment import existing_database
+from monitor.commands.environment import existing_database, kept_copies
 from monitor.show.documents import runs_document
 from monitor.stored_views import StoredViews
 from storage.records import StoredSnapshot
@@ -30,7 +30,7 @@ def runs(config: ConfigOption = None, db: DatabaseOption = None, json: JsonOptio
     Example: ckptwatch runs --json
     """
     with existing_database(config, db) as database:
-        views = StoredViews(database).views()
+        views = StoredViews(database, kept=kept_copies(config)).views()
     if json:
         print_json(runs_document(views))
         return

@@ -1,0 +1,1 @@
+"""Keeps the newest good checkpoint of each run safe outside the watched directories."""
