@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 from alerts.verdict import health, last_good
 from monitor import stored_journey
 from monitor.measure.histogram import BINS_PER_SIGN, bin_edges
 from monitor.pipeline import is_still_there
+from monitor.show.closer_views import CloserSources
 from monitor.show.views import (
     AlertQuery,
     Course,
@@ -24,6 +25,7 @@ from monitor.show.views import (
     Sources,
     TensorMoment,
 )
+from monitor.stored_closer import StoredCloser
 from storage import queries, series
 from storage.database import Database
 from storage.errors import DatabaseError
@@ -35,6 +37,7 @@ VIEWS_SECONDS_MAX = 2.0  # how long the list of runs is taken as it is: scrapes 
 EXISTENCE_SECONDS_MAX = 30.0  # how long a last good file is taken as there: the filesystem that knows may be slow
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +81,15 @@ class StoredViews:
             course=self.course,
             tensor=self.tensor,
             journey=self.journey,
+            closer=self._closer(),
+        )
+
+    def _closer(self) -> CloserSources:
+        asked = StoredCloser(self._database)
+        return CloserSources(
+            happenings=_answering(asked.happenings),
+            comparison=_answering(asked.comparison),
+            drift_map=_answering(asked.drift_map),
         )
 
     def forget(self) -> None:
@@ -189,6 +201,16 @@ def _bins(histogram: Histogram | None) -> tuple[tuple[float, float, int], ...]:
         return ()
     pairs = zip(histogram.bin_indices, histogram.counts, strict=True)
     return tuple((*bin_edges(index), count) for index, count in pairs if abs(index) <= BINS_PER_SIGN)
+
+
+def _answering(ask: Callable[P, T]) -> Callable[P, T]:
+    """Turn what a database refuses into a SourceError."""
+
+    def asked(*args: P.args, **kwargs: P.kwargs) -> T:
+        with _readable():
+            return ask(*args, **kwargs)
+
+    return asked
 
 
 @contextmanager

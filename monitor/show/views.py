@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from monitor.show.closer_views import CloserSources
 from storage.records import (
     Alert,
     RunSummary,
@@ -167,6 +168,7 @@ class Sources:
     parameters of several in few facts. `tensor(run, name, limit)` gives one tensor in the latest `limit` snapshots
     that hold it, oldest first; empty for an unknown one. `journey(run, limit, query)` gives what `history` does with
     the path of the weights, and with drift where a query is given; it raises QuestionError for one that makes no sense.
+    `closer` is for the pages that look closer.
     """
 
     views: Callable[[], Sequence[RunView]]
@@ -176,3 +178,4 @@ class Sources:
     course: Callable[[Sequence[int]], Course]
     tensor: Callable[[str, str, int], Sequence[TensorMoment]]
     journey: Callable[[str, int, DriftQuery | None], Journey | None]
+    closer: CloserSources

@@ -16,6 +16,9 @@ TRANSFERRED_BYTES_MAX = 400_000
 VIEWS = {
     "runs": "/",
     "run": "/runs/runs%2Fbroken",
+    "alerts": "/alerts",
+    "compare": "/compare?old=1&new=2",
+    "map": "/map?run=runs%2Fbroken",
     "tensor": f"/tensor?run=runs%2Fbroken&name={POISONED}",
 }
 
@@ -45,6 +48,33 @@ def test_the_fault_is_found_within_two_clicks(site: Site, visitor: Watched) -> N
     page.locator(".verdict a").first.click()
     expect(page.locator("h1")).to_contain_text(POISONED)
     expect(page.locator("body")).to_contain_text("NaN")
+
+
+def test_two_checkpoints_are_chosen_and_compared(site: Site, visitor: Watched) -> None:
+    page = visitor.page
+    page.goto(f"{site.url}/runs/runs%2Fbroken")
+    page.get_by_label("with").select_option(label="step 200")
+    page.get_by_role("button", name="Show").click()
+    expect(page.locator(".card .reason")).to_contain_text("1 hold NaN or infinity")
+    expect(page.locator("tbody tr").first).to_contain_text(POISONED)
+
+
+def test_the_incident_says_what_happened_first(site: Site, visitor: Watched) -> None:
+    page = visitor.page
+    page.goto(site.url)
+    page.get_by_role("link", name="Alerts", exact=True).click()
+    expect(page.locator(".card").first).to_contain_text(POISONED)
+    expect(page.locator(".card").first).to_contain_text("first bad step 200")
+    page.locator(".card .reason a code").first.click()
+    expect(page.locator("h1")).to_contain_text(POISONED)
+
+
+def test_the_way_of_the_weights_is_drawn(site: Site, visitor: Watched) -> None:
+    page = visitor.page
+    page.goto(f"{site.url}/runs/runs%2Fsteady")
+    page.get_by_role("link", name="The way of the weights").click()
+    expect(page.locator(".way circle")).to_have_count(12)
+    expect(page.locator(".card .reason").first).to_contain_text("The largest step is to")
 
 
 def test_everything_can_be_reached_by_keyboard(site: Site, visitor: Watched) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from monitor.show.closer_views import CloserSources, DriftMap, Happenings, SnapshotComparison
 from monitor.show.views import (
     AlertQuery,
     Course,
@@ -182,6 +183,9 @@ class MemorySources:
     moments: Mapping[str, Sequence[TensorMoment]] = field(default_factory=dict)
     points: Mapping[int, WayPoint] = field(default_factory=dict)
     drifts: Mapping[str, Mapping[int, ReferenceDrift]] = field(default_factory=dict)  # by what they are asked against
+    happenings: Happenings = field(default_factory=lambda: Happenings(incidents=(), silences=()))
+    comparisons: Mapping[tuple[int, int], SnapshotComparison] = field(default_factory=dict)
+    maps: Mapping[str, DriftMap] = field(default_factory=dict)
     error: str | None = None
     n_measurements: int = 0
 
@@ -240,4 +244,9 @@ class MemorySources:
             course=self.course,
             tensor=self.tensor,
             journey=self.journey,
+            closer=CloserSources(
+                happenings=lambda run, limit: self.happenings,
+                comparison=lambda old, new: self.comparisons.get((old, new)),
+                drift_map=lambda run, limit: self.maps.get(run),
+            ),
         )

@@ -21,16 +21,27 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from monitor.show.documents import alerts_document, history_document, runs_document
-from monitor.show.views import AlertQuery, RunView, SourceError, Sources
+from monitor.show.views import AlertQuery, DriftQuery, QuestionError, RunView, SourceError, Sources
 from monitor.show.visible_text import visible
-from monitor.show.web.addresses import TENSOR_PATH, names_of
+from monitor.show.web.addresses import (
+    ALERTS_PATH,
+    COMPARE_PATH,
+    MAP_PATH,
+    TENSOR_PATH,
+    names_of,
+    pair_of,
+    run_of,
+)
 from monitor.show.web.guard import Guard, WebSettings
+from monitor.show.web.map_page import SNAPSHOTS_MAX as MAP_SNAPSHOTS_MAX
 from monitor.show.web.pages import ALERTS_SHOWN_MAX, SNAPSHOTS_SHOWN_MAX, Asset, Pages, load_assets
 from monitor.show.web.run_course import wanted_snapshots
 from monitor.show.web.tensor_page import MOMENTS_SHOWN_MAX
 from storage.records import AlertState
 
 ROWS_MAX = 500
+QUERY_CHARACTERS_MAX = 500
+INCIDENTS_SHOWN_MAX = 50
 GZIP_BYTES_MIN = 1024
 _GZIP_LEVEL = 1  # a scrape should be quick; level 9 costs five times as much for a tenth less
 
@@ -44,9 +55,9 @@ def create_app(
 ) -> ASGIApp:
     """Return the application; `readiness` says why the daemon cannot do its work yet, None when it can.
 
-    Routes: `/`, `/runs/{run}`, `/tensor?run=&name=`, `/metrics`, `/livez`, `/readyz`, `/api/v1/runs`,
-    `/api/v1/runs/{run}/history`, `/api/v1/alerts`. A database that cannot answer gives 503 with the reason; `/metrics`
-    goes on without runs.
+    Routes: `/`, `/runs/{run}`, `/tensor?run=&name=`, `/map?run=`, `/compare?old=&new=`, `/alerts`, `/metrics`,
+    `/livez`, `/readyz`, `/api/v1/runs`, `/api/v1/runs/{run}/history`, `/api/v1/alerts`. A database that cannot answer
+    gives 503 with the reason; `/metrics` goes on without runs.
     """
     assets = load_assets()
     handlers = _Handlers(
@@ -61,6 +72,9 @@ def create_app(
         Route("/", handlers.overview),
         Route("/runs/{run:path}", handlers.run),
         Route(TENSOR_PATH, handlers.tensor),
+        Route(ALERTS_PATH, handlers.alerts),
+        Route(COMPARE_PATH, handlers.compare),
+        Route(MAP_PATH, handlers.map),
         Route("/metrics", handlers.metrics),
         Route("/livez", _livez),
         Route("/readyz", handlers.readyz),
@@ -116,11 +130,12 @@ class _Handlers:
         return HTMLResponse(self._pages.overview(self._sources.views(), self._clock()))
 
     def run(self, request: Request) -> Response:
-        view = _view_of(self._sources.views(), request.path_params["run"])
+        views = self._sources.views()
+        view = _view_of(views, request.path_params["run"])
         snapshots = self._sources.history(view.run.run, SNAPSHOTS_SHOWN_MAX) or ()
         alerts = self._sources.alerts(AlertQuery(run=view.run.run, limit=ALERTS_SHOWN_MAX))
         course = self._sources.course(wanted_snapshots(snapshots))
-        return HTMLResponse(self._pages.run(view, snapshots, alerts, self._clock(), course))
+        return HTMLResponse(self._pages.run(view, snapshots, alerts, self._clock(), course, views=views))
 
     def tensor(self, request: Request) -> Response:
         names = names_of(request.scope["query_string"])
@@ -133,6 +148,27 @@ class _Handlers:
         points = self._sources.course([moments[-1].snapshot.id]).points
         parameters = [point.name for point in points]
         return HTMLResponse(self._pages.tensor(names[0], moments, parameters, alerts, self._clock()))
+
+    def alerts(self, _request: Request) -> Response:
+        return HTMLResponse(
+            self._pages.alerts(self._sources.closer.happenings(None, INCIDENTS_SHOWN_MAX), self._clock())
+        )
+
+    def compare(self, request: Request) -> Response:
+        numbers = pair_of(request.scope["query_string"])
+        if numbers is None:
+            raise HTTPException(400, "Two checkpoints have an address with ?old= and &new=, both numbers.")
+        found = self._sources.closer.comparison(*numbers)
+        if found is None:
+            raise HTTPException(404, "One of these checkpoints is not known, or was not measured.")
+        return HTMLResponse(self._pages.compare(found, self._clock()))
+
+    def map(self, request: Request) -> Response:
+        run = run_of(request.scope["query_string"])
+        found = None if run is None else self._sources.closer.drift_map(run, MAP_SNAPSHOTS_MAX)
+        if run is None or found is None:
+            raise HTTPException(404, "There is no run of this name.")
+        return HTMLResponse(self._pages.map(run, found, self._clock()))
 
     def metrics(self, request: Request) -> Response:
         encoder, content_type = choose_encoder(request.headers.get("accept", ""))
@@ -157,10 +193,14 @@ class _Handlers:
 
     def api_history(self, request: Request) -> Response:
         run = request.path_params["run"]
-        snapshots = self._sources.history(run, _limit(request))
-        if snapshots is None:
+        query = _drift_query(request)
+        try:
+            journey = self._sources.journey(run, _limit(request), query)
+        except QuestionError as error:
+            raise HTTPException(400, str(error)) from error
+        if journey is None:
             raise HTTPException(404, "no such run; /api/v1/runs lists them")
-        return _json(history_document(run, snapshots))
+        return _json(history_document(run, journey, with_drift=query is not None))
 
     def api_alerts(self, request: Request) -> Response:
         state = request.query_params.get("state")
@@ -185,7 +225,7 @@ class _Handlers:
         path = request.url.path
         if path.startswith("/api/"):
             return _json({"error": reason or title}, status)
-        if path in {"/", TENSOR_PATH} or path.startswith("/runs/"):
+        if path in {"/", TENSOR_PATH, ALERTS_PATH, COMPARE_PATH, MAP_PATH} or path.startswith("/runs/"):
             return HTMLResponse(self._pages.message(title, reason), status_code=status)
         return PlainTextResponse(f"{reason or title}\n", status_code=status)
 
@@ -202,6 +242,16 @@ def _limit(request: Request) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) <= 6 and 1 <= int(text) <= ROWS_MAX):
         raise HTTPException(400, f"limit: a whole number from 1 to {ROWS_MAX}")
     return int(text)
+
+
+def _drift_query(request: Request) -> DriftQuery | None:
+    """Return from where drift is asked for; `tensor` alone means drift from the snapshot before."""
+    against, tensor = request.query_params.get("against"), request.query_params.get("tensor")
+    if against is None and tensor is None:
+        return None
+    if len(against or "") > QUERY_CHARACTERS_MAX or len(tensor or "") > QUERY_CHARACTERS_MAX:
+        raise HTTPException(400, f"against, tensor: at most {QUERY_CHARACTERS_MAX} characters")
+    return DriftQuery(against=against or "previous", tensors=tensor)
 
 
 def _since(request: Request) -> float | None:

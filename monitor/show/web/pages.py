@@ -16,10 +16,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 import monitor
+from monitor.show.closer_views import DriftMap, Happenings, SnapshotComparison
 from monitor.show.views import Course, RunView, TensorMoment
 from monitor.show.visible_text import shortened, visible
 from monitor.show.web import formatting
-from monitor.show.web.addresses import run_url
+from monitor.show.web.addresses import map_url, run_url
+from monitor.show.web.alerts_page import alerts_page
+from monitor.show.web.compare_page import choices, compare_page, newest_of_others
+from monitor.show.web.map_page import map_page
 from monitor.show.web.run_course import run_course
 from monitor.show.web.sparkline import Sparkline, sparkline
 from monitor.show.web.tensor_page import tensor_page
@@ -162,11 +166,13 @@ class Pages:
         now: float,
         course: Course | None = None,
         *,
+        views: Sequence[RunView] = (),
         style: Markup | None = None,
     ) -> str:
         """Return the page of one run: its card, its course, its alerts that do not fire now, its latest snapshots.
 
         `course` is that of the snapshots that `wanted_snapshots` names; without it there are no maps of layers.
+        `views` are all runs, so that this one can be compared with another.
         With `style`, the text of the style sheet, the page stands alone: it asks no server and links nowhere.
         """
         good = None if view.last_good is None else view.last_good.id
@@ -175,6 +181,9 @@ class Pages:
             card=card(view, now),
             course=run_course(view, latest, alerts, course or Course(), linked=style is None),
             standalone=style,
+            map_url=map_url(view.run.run) if style is None and len(latest) > 1 else "",
+            choices=() if style is not None else choices(latest, _compared_with(view, latest)),
+            others=newest_of_others(views, view.run.run),
             rows=[_history_row(snapshot, good) for snapshot in reversed(latest)],
             alerts=[_alert_line(alert, now) for alert in alerts if alert.state is not AlertState.FIRING],
             updated=formatting.timestamp(now),
@@ -192,6 +201,21 @@ class Pages:
         page = tensor_page(run, moments, names, alerts)
         return self._environment.get_template("tensor.html").render(page=page, updated=formatting.timestamp(now))
 
+    def alerts(self, found: Happenings, now: float) -> str:
+        """Return the page of incidents, what was sent about them, and silences."""
+        page = alerts_page(found, now)
+        return self._environment.get_template("alerts.html").render(page=page, updated=formatting.timestamp(now))
+
+    def compare(self, found: SnapshotComparison, now: float) -> str:
+        """Return the page of two snapshots side by side."""
+        page = compare_page(found)
+        return self._environment.get_template("compare.html").render(page=page, updated=formatting.timestamp(now))
+
+    def map(self, run: str, found: DriftMap, now: float) -> str:
+        """Return the page that shows a run from above."""
+        page = map_page(run, found)
+        return self._environment.get_template("map.html").render(page=page, updated=formatting.timestamp(now))
+
     def message(self, title: str, text: str) -> str:
         """Return a page that says one thing, for errors."""
         return self._environment.get_template("message.html").render(title=title, text=text)
@@ -204,6 +228,15 @@ def report(
     assets = load_assets()
     style = Markup(assets["style.css"].content.decode())  # noqa: S704 - our own file, not a text from outside
     return Pages(assets, refresh_seconds=0).run(view, snapshots, alerts, now, course, style=style)
+
+
+def _compared_with(view: RunView, snapshots: Sequence[StoredSnapshot]) -> int | None:
+    """Return what the newest snapshot is best compared with: the last good one, unless it is that itself."""
+    measured = [snapshot.id for snapshot in snapshots if snapshot.n_tensors]
+    good = None if view.last_good is None else view.last_good.id
+    if good in measured[:-1]:
+        return good
+    return measured[-2] if len(measured) > 1 else None
 
 
 def card(view: RunView, now: float) -> Card:

@@ -20,7 +20,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 
 from monitor.show.exporter import ExporterOptions, StorageCollector
 from monitor.show.telemetry import Telemetry
-from monitor.show.views import Course, TensorMoment
+from monitor.show.views import Course, ReferenceDrift, TensorMoment
 from monitor.show.web.addresses import names_of, run_url, tensor_url
 from monitor.show.web.app import create_app
 from monitor.show.web.guard import SECURITY_HEADERS, WebSettings
@@ -114,13 +114,38 @@ def test_the_documents_are_those_of_the_commands(shared: Site) -> None:
     history = shared.ask("/api/v1/runs/gpt%2Fa%20b/history?limit=2").json
     assert history["run"] == "gpt/a b"
     assert [s["step"] for s in history["snapshots"]] == [1100, 1200]
+    assert all("drift" not in s for s in history["snapshots"])
     assert [a["rule"] for a in shared.ask("/api/v1/alerts?state=firing&run=gpt").json] == ["nonfinite"]
     assert shared.ask("/api/v1/alerts?state=resolved").json == []
+
+
+def test_drift_is_told_from_the_reference_that_is_asked_for() -> None:
+    measured = snapshot(12)
+    drifts = {
+        against: {
+            measured.id: ReferenceDrift(
+                reference_step=step, reference_path="/x", method="sketch", relative_l2=0.25, cosine=0.5
+            )
+        }
+        for against, step in (("first", 100), ("previous", 1100), ("best", 300), ("200", 200))
+    }
+    with site(memory=MemorySources(runs=[view("gpt", recent=(measured,))], drifts=drifts)) as own:
+        for question, step in (
+            ("against=first", 100),
+            ("against=best&tensor=*.weight", 300),
+            ("against=200", 200),
+            ("tensor=*.weight", 1100),
+        ):
+            (told,) = own.ask(f"/api/v1/runs/gpt/history?{question}").json["snapshots"]
+            assert (told["drift"]["reference_step"], told["drift"]["relative_l2"]) == (step, 0.25), question
+        refused = own.ask("/api/v1/runs/gpt/history?against=everything")
+        assert (refused.status, refused.json) == (400, {"error": "'everything' is no reference"})
 
 
 @pytest.mark.parametrize(
     "query",
     [
+        "runs/other/history?against=" + "9" * 501,
         "runs/other/history?limit=0",
         "runs/other/history?limit=501",
         "runs/other/history?limit=-1",
@@ -136,7 +161,7 @@ def test_the_documents_are_those_of_the_commands(shared: Site) -> None:
 def test_a_wrong_question_is_answered_with_what_would_be_right(shared: Site, query: str) -> None:
     answer = shared.ask(f"/api/v1/{query}")
     assert answer.status == 400
-    assert answer.json["error"].split(":")[0] in {"limit", "state", "since"}
+    assert answer.json["error"].split(":")[0] in {"limit", "state", "since", "against, tensor"}
 
 
 @pytest.mark.parametrize(

@@ -195,7 +195,9 @@ def check_is_harmless(document: Document) -> None:
     assert document.elements == PLAIN.elements
     assert document.attributes == PLAIN.attributes
     assert not document.open
-    assert all(re.match(r"/(runs/|static/|api/|metrics|$)", address) for address in document.addresses)
+    assert all(
+        re.match(r"/(runs/|static/|api/|metrics|alerts|map\?|tensor\?|$)", address) for address in document.addresses
+    )
     hidden = {"\u202e", "\u2066", "\x00", "\x1b", "\u200b"}
     assert not any(character in text for text in document.texts for character in hidden)
 
