@@ -33,6 +33,8 @@ SUPERVISORS = {
     "monitor/measure/worker_main.py:run_task": "whatever went wrong costs this task only",
     "monitor/measure/workers.py:WorkerPool._run": "the future carries whatever it was",
     "alerts/engine.py:_ask": "one broken rule must not silence the others",
+    "monitor/read/plugins.py:load_plugins": "code of others may fail in any way when it is imported",
+    "monitor/read/plugins.py:claims_of": "a reader of others that fails must not end the scan",
     "alerts/registry.py:_load_entry": "code of others may fail in any way when it is imported",
     "alerts/delivery.py:Delivery._run": "one bad turn must not end a lane",
     "alerts/delivery.py:_call": "one broken notifier must not stop its lane",

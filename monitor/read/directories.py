@@ -7,15 +7,14 @@ claims are made: what one reader claims, those after it do not see.
 from __future__ import annotations
 
 import fnmatch
-import logging
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
 
+from monitor.read.plugins import claims_of, load_plugins
 from monitor.read.unit import Claim, DirectoryListing, DirectoryReader, claimed_files, list_directory
 from storage.records import FileStat
 
@@ -36,7 +35,7 @@ DIRECTORY_READERS = {
 }
 DIRECTORY_ENTRY_POINT_GROUP = "ckptwatch.directory_readers"
 
-_LOG = logging.getLogger(__name__)
+_FAILED: set[str] = set()  # the plugins of which it was said that they fail
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,17 +56,9 @@ def directory_reader(name: str) -> type[DirectoryReader]:
 
 @cache
 def directory_readers() -> tuple[type[DirectoryReader], ...]:
-    """Import all directory readers, built-in ones first; a plugin that cannot be imported is logged and left out."""
-    found = [directory_reader(name) for name in DIRECTORY_READERS]
-    for entry_point in sorted(entry_points(group=DIRECTORY_ENTRY_POINT_GROUP), key=lambda e: e.name):
-        if entry_point.name in DIRECTORY_READERS:
-            _LOG.warning("reader %r of another distribution is ignored: the name is taken", entry_point.name)
-            continue
-        try:
-            found.append(entry_point.load())
-        except (ImportError, AttributeError) as error:
-            _LOG.warning("reader %r cannot be imported and is left out: %s", entry_point.name, error)
-    return tuple(found)
+    """Import all directory readers, built-in ones first; a plugin that cannot be used is logged and left out."""
+    own = tuple(directory_reader(name) for name in DIRECTORY_READERS)
+    return own + load_plugins(DIRECTORY_ENTRY_POINT_GROUP, DIRECTORY_READERS, "marks", ("claim", "open"))
 
 
 def reader_of(claim: Claim) -> DirectoryReader:
@@ -89,7 +80,8 @@ def claim_units(listing: DirectoryListing) -> tuple[Claim, ...]:
     for reader in directory_readers():
         if not listing.files and not listing.directories:
             break
-        for claim in reader.claim(listing):
+        is_own = reader.name in DIRECTORY_READERS
+        for claim in reader.claim(listing) if is_own else claims_of(reader, listing, _FAILED):
             if claims and not claim.index and not claims[-1].index:
                 continue
             claims.append(claim)

@@ -5,7 +5,6 @@ Detection goes by content first and by name second. A reader's module is importe
 
 from __future__ import annotations
 
-import logging
 import os
 import struct
 import zlib
@@ -14,12 +13,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
 
 from monitor.read.bounded_file import BoundedFile, as_read_error, open_bounded
 from monitor.read.bounded_unit import BoundedUnit
 from monitor.read.directories import Located, locate, reader_of
 from monitor.read.naming import printable
+from monitor.read.plugins import load_plugins
 from monitor.read.reader import (
     SNIFF_BYTES_MAX,
     CorruptError,
@@ -49,8 +48,6 @@ READERS = {
     "xgboost": "monitor.read.formats.xgboost:XgboostReader",
 }
 ENTRY_POINT_GROUP = "ckptwatch.readers"
-
-_LOG = logging.getLogger(__name__)
 
 # What else a file may turn out to be; the message says what it looks like.
 _LOOKALIKES = (
@@ -88,17 +85,8 @@ def reader_class(name: str) -> type[Reader]:
 
 @cache
 def plugin_readers() -> tuple[type[Reader], ...]:
-    """Import the readers that other distributions offer; one that cannot be imported is logged and left out."""
-    found: list[type[Reader]] = []
-    for entry_point in sorted(entry_points(group=ENTRY_POINT_GROUP), key=lambda e: e.name):
-        if entry_point.name in READERS:
-            _LOG.warning("reader %r of another distribution is ignored: the name is taken", entry_point.name)
-            continue
-        try:
-            found.append(entry_point.load())
-        except (ImportError, AttributeError) as error:
-            _LOG.warning("reader %r cannot be imported and is left out: %s", entry_point.name, error)
-    return tuple(found)
+    """Import the readers that other distributions offer; one that cannot be used is logged and left out."""
+    return load_plugins(ENTRY_POINT_GROUP, READERS, "suffixes", ("sniff", "open"))
 
 
 def detect(head: bytes, path: str) -> Reader:

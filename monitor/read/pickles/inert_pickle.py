@@ -12,12 +12,12 @@ from collections.abc import Callable
 from typing import Any, ClassVar, NoReturn
 
 from monitor.read.pickles.inert_nodes import Items, Node, Pairs, Persistent, PickleResult, Ref
+from monitor.read.pickles.opcode_arguments import NUMBER_BYTES_MAX, Arguments
 from monitor.read.pickles.pickle_values import Octets, decimal, in_pairs, unescape, within_64_bits
 from monitor.read.reader import CorruptError, LimitError, ReadLimits, UnsupportedError
 
 MEMO_ENTRIES_MAX = 2_000_000
 MARK_DEPTH_MAX = 10_000
-NUMBER_BYTES_MAX = 1024
 GLOBALS_KEPT_MAX = 1000
 CONTAINERS_MAX = 2_000_000  # dicts and sets: one byte makes one, which takes over a hundred
 
@@ -43,19 +43,15 @@ def parse(data: bytes, limits: ReadLimits, *, allow_trailing: bool = False) -> P
     return PickleResult(root, tuple(names), tuple(machine.persistents), machine.n_objects, machine.position)
 
 
-class _Machine:
+class _Machine(Arguments):
     """The stack machine: one method an opcode."""
 
-    __slots__ = (
-        *("data", "end", "globals", "marked", "memo", "n_containers", "n_objects", "persistents", "position", "stack"),
-    )
+    __slots__ = ("globals", "marked", "memo", "n_containers", "n_objects", "persistents", "stack")
 
     table: ClassVar[list[Callable[[Any], None]]]  # what to do for each opcode; subclasses make their own
 
     def __init__(self, data: Octets) -> None:
-        self.data = data
-        self.end = len(data)  # of the current frame, or of the data outside of frames
-        self.position = 0
+        super().__init__(data)
         self.stack: list[object] = []
         self.marked: list[list[object]] = []
         self.memo: dict[int, object] = {}
@@ -84,49 +80,7 @@ class _Machine:
             table[code](self)
         raise LimitError(f"the pickle has more than {opcodes_max} opcodes")
 
-    # Taking arguments.
-
-    def take(self, n: int) -> bytes:
-        """Return the next `n` bytes of the current frame."""
-        start = self.position
-        stop = start + n
-        if stop > self.end:
-            raise CorruptError(f"an opcode at byte {start} needs {n} bytes, {self.end - start} are left")
-        self.position = stop
-        return self.data[start:stop]
-
-    def byte(self) -> int:
-        """Return the next byte of the current frame."""
-        position = self.position
-        if position >= self.end:
-            raise CorruptError(f"an opcode at byte {position} needs a byte, none is left")
-        self.position = position + 1
-        return self.data[position]
-
-    def unsigned(self, n_bytes: int) -> int:
-        """Return the next bytes as an unsigned integer."""
-        start = self.position
-        stop = start + n_bytes
-        if stop > self.end:
-            raise CorruptError(f"an opcode at byte {start} needs {n_bytes} bytes, {self.end - start} are left")
-        self.position = stop
-        return int.from_bytes(self.data[start:stop], "little")
-
-    def line(self) -> bytes:
-        """Return the text up to the next newline, without it."""
-        stop = self.data.find(b"\n", self.position, self.end)
-        if stop < 0:
-            raise CorruptError(f"a text argument at byte {self.position} has no end")
-        text = self.data[self.position : stop]
-        self.position = stop + 1
-        return text
-
-    def number_line(self) -> bytes:
-        """Return a text argument that is to be a number."""
-        text = self.line()
-        if len(text) > NUMBER_BYTES_MAX:
-            raise LimitError(f"a number in the pickle has {len(text)} digits, the limit is {NUMBER_BYTES_MAX}")
-        return text.strip()
+    # The stack, the marks and the memo.
 
     def pop_mark(self) -> list[object]:
         """Return what was pushed since the last mark."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from monitor.read import registry
+from monitor.read import plugins, registry
 from monitor.read.reader import (
     CorruptError,
     IncompleteError,
@@ -126,7 +126,7 @@ def own_reader(monkeypatch: pytest.MonkeyPatch) -> type[OwnReader]:
         EntryPoint("npz", f"{__name__}:OwnReader", registry.ENTRY_POINT_GROUP),
     ]
     monkeypatch.setattr(EntryPoint, "load", lambda self: OwnReader if self.name == "own" else missing())
-    monkeypatch.setattr(registry, "entry_points", lambda group: entry_points)
+    monkeypatch.setattr(plugins, "entry_points", lambda group: entry_points)
     monkeypatch.setattr(OwnReader, "error", None)
     registry.plugin_readers.cache_clear()
     monkeypatch.setattr(registry, "plugin_readers", registry.plugin_readers.__wrapped__)

@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monitor.read.pickles.inert_nodes import Items, Node, Pairs, Persistent, Ref
-from monitor.read.pickles.inert_pickle import MARK_DEPTH_MAX, NUMBER_BYTES_MAX, parse
+from monitor.read.pickles.inert_pickle import MARK_DEPTH_MAX, parse
+from monitor.read.pickles.opcode_arguments import NUMBER_BYTES_MAX
 from monitor.read.pickles.pickle_values import BIG_INTEGER
 from monitor.read.reader import CorruptError, LimitError, ReadError, ReadLimits, UnsupportedError
 from tests.hostile.pickles import STOP, call, integer, mapping, payloads, ref, text
