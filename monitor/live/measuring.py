@@ -36,9 +36,9 @@ def measure(model: Any, optimizer: Any = None, *, options: MeasureOptions | None
 
     `model` is a torch.nn.Module, a Keras model or layer, a tf.train.Checkpoint or tf.Module, a fitted estimator
     of scikit-learn, XGBoost or LightGBM, one of their Boosters, or a variable, list or dict of tensors. `optimizer` is
-    the torch or Keras optimizer that trains it, None to leave it out. Names, kinds, dtypes and statistics are those of the files that the framework would write;
-    `step` is None unless the object tells it, and `bytes_read` counts the bytes of the tensors. Raises UnsupportedError
-    (a ReadError) for an object of another kind, or without any tensor.
+    the torch or Keras optimizer that trains it, None to leave it out. Names, kinds, dtypes and statistics are those of
+    the files that the framework would write; `step` is None unless the object tells it, and `bytes_read` counts the
+    bytes of the tensors. Raises UnsupportedError (a ReadError) for an object of another kind, or without any tensor.
     """
     checkpoint, framework = opened(model, optimizer)
     return measure_checkpoint(checkpoint, options or MeasureOptions(), format=framework)

@@ -12,7 +12,7 @@ FRAMEWORKS = frozenset(
     {
         *("torch", "tensorflow", "keras", "tf_keras", "jax", "jaxlib", "flax", "orbax", "sklearn", "joblib", "skops"),
         *("onnx", "onnxruntime", "gguf", "xgboost", "lightgbm", "safetensors", "msgpack", "transformers", "accelerate"),
-        *("peft", "lightning", "pytorch_lightning", "deepspeed", "megatron", "google.protobuf", "scipy", "pandas"),
+        *("peft", "lightning", "pytorch_lightning", "deepspeed", "megatron", "google.protobuf", "pandas"),
     }
 )
 _ROOT = Path(__file__).parents[2]

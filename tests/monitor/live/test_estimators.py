@@ -118,7 +118,7 @@ def boosted() -> dict[str, Any]:
     random = np.random.default_rng(0)
     x = random.random((80, 4))
     y = (x[:, 0] + x[:, 1] > 1).astype(int)
-    light = {"n_estimators": 4, "num_leaves": 6, "min_child_samples": 5, "verbose": -1, "n_jobs": 1}
+    light: dict[str, Any] = {"n_estimators": 4, "num_leaves": 6, "min_child_samples": 5, "verbose": -1, "n_jobs": 1}
     return {
         "xgboost": xgboost.XGBClassifier(n_estimators=4, max_depth=3, n_jobs=1).fit(x, y),
         "dart": xgboost.XGBRegressor(n_estimators=3, booster="dart", n_jobs=1).fit(x, y),
