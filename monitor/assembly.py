@@ -10,7 +10,16 @@ from alerts.announcing import Route
 from alerts.engine import EngineSettings, RunOverride
 from alerts.notifier import joins
 from alerts.rule import RuleSetting
-from monitor.config import Config, ConfigError, ConfigProblem, NotifierEntry, resolve_secret, rule_settings
+from monitor.claims import Claims
+from monitor.config import (
+    Config,
+    ConfigError,
+    ConfigProblem,
+    NotifierEntry,
+    default_database_url,
+    resolve_secret,
+    rule_settings,
+)
 from monitor.measure.confinement import WorkerLimits
 from monitor.measure.options import MeasureOptions
 from monitor.measure.workers import PoolOptions
@@ -121,6 +130,27 @@ def watch_parts(config: Config, database: Database, *, incomplete_timeout_second
     )
     scanners = tuple(Scanner(root.path, rules, skip_directories=root.nested, claims_of=claim_units) for root in roots)
     return WatchParts(roots=roots, rules=rules, scanners=scanners, tracker=tracker)
+
+
+def database_url(config: Config) -> str:
+    """Return the database's address, a reference to a secret resolved; raises ConfigError.
+
+    The whole address may be a secret, since it may hold a password.
+    """
+    url = config.storage.url
+    if url is None:
+        return default_database_url()
+    if not url.startswith(("env:", "file:")):
+        return url
+    try:
+        return resolve_secret(url).get_secret_value()
+    except ValueError as error:
+        raise ConfigError([ConfigProblem(path="storage.url", message=str(error))]) from None
+
+
+def shared_claims(config: Config, database: Database) -> Claims | None:
+    """Return this daemon's share of the work, None where the database is its alone."""
+    return Claims(database, lease_seconds=config.storage.lease_seconds) if database.is_shared else None
 
 
 def web_settings(config: Config) -> WebSettings:

@@ -33,6 +33,7 @@ COMMANDS: dict[str, str] = {
     "demo": "monitor.commands.demo:demo",
     "doctor": "monitor.commands.doctor:doctor",
     "config": "monitor.commands.config:app",
+    "db": "monitor.commands.db:app",
     "notify": "monitor.commands.notify:app",
     "rules": "monitor.commands.rules:app",
 }

@@ -193,6 +193,14 @@ def display_url(url: URL) -> str:
     return url.render_as_string(hide_password=True)
 
 
+def hide_password(address: str) -> str:
+    """Return the address of a database as it was written, its password replaced by three stars."""
+    head, at, rest = address.rpartition("@")
+    scheme, mark, login = head.partition("://")
+    user, colon, _ = login.partition(":")
+    return f"{scheme}{mark}{user}:***@{rest}" if at and mark and colon else address
+
+
 def make_error(kind: DatabaseErrorKind, where: str, reason: str) -> DatabaseError:
     """Return the error of a kind, its message made of the place, the reason and what to do.
 

@@ -11,6 +11,7 @@ import yaml
 
 from monitor.assembly import engine_settings, measure_options
 from monitor.commands.console import ConfigOption, JsonOption, load_config, print_json
+from storage.errors import hide_password
 
 app = typer.Typer(help="Check or show the configuration.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -43,7 +44,10 @@ def show(
 
     Example: ckptwatch config show --config config.yaml
     """
-    document = json_module.loads(load_config(config).model_dump_json())
+    settings = load_config(config)
+    document = json_module.loads(settings.model_dump_json())
+    if settings.storage.url is not None:
+        document["storage"]["url"] = hide_password(settings.storage.url)
     if json:
         print_json(document)
     else:

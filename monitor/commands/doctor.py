@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from monitor.assembly import pool_options
+from monitor.assembly import database_url, pool_options
 from monitor.commands.console import (
     ConfigOption,
     DatabaseOption,
@@ -20,7 +20,7 @@ from monitor.commands.console import (
     root_overrides,
     table,
 )
-from monitor.config import Config, ConfigError, default_database_url
+from monitor.config import Config, ConfigError
 from monitor.diagnosis.database import diagnose_database
 from monitor.diagnosis.finding import Condition, Diagnosis, problem
 from monitor.diagnosis.machine import diagnose_machine
@@ -60,7 +60,7 @@ def _diagnoses(settings: Config) -> list[Diagnosis]:
     return [
         *diagnose_machine(pool_options(settings)),
         *diagnose_roots(settings.watch, now=time.time()),
-        *diagnose_database(settings.storage.url or default_database_url()),
+        *diagnose_database(database_url(settings)),
         *diagnose_page(settings.serve),
         *diagnose_receivers(settings.notify),
     ]
