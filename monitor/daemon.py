@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -46,19 +46,17 @@ from monitor.show.push.pusher import Pusher
 from monitor.show.telemetry import Telemetry
 from monitor.show.web.app import create_app
 from monitor.show.web.server import ServerHandle, serve_in_thread
-from monitor.stored_journey import best_number
 from monitor.stored_views import StoredViews
+from monitor.thinning import Thinner
 from monitor.watch.events import EventHints
 from storage import queries, telling, writer
 from storage.database import Database, open_database
 from storage.errors import CorruptDatabaseError, DatabaseError, DatabaseReplacedError
 from storage.failpoints import reach
-from storage.records import ProblemKind, RunSummary, StoredSnapshot
+from storage.records import ProblemKind, StoredSnapshot
 from storage.recovery import Recording, newest_set_aside, open_for_recording
-from storage.retention import thin_distributions, thin_sketches
 
 TICK_SECONDS = 15.0
-THIN_SECONDS = 600.0  # how often details of old snapshots are looked for
 WAIT_SECONDS_MAX = 5.0
 IDLE_SECONDS = 30.0  # how often the outbox is looked into without a reason
 SHARED_IDLE_SECONDS = 2.0  # the same where other daemons fill it, which wake nobody here
@@ -141,8 +139,6 @@ class Daemon:
         self._hints: EventHints | None = None
         self._server: ServerHandle | None = None
         self._known_crashes = 0
-        self._thinned_at = 0.0
-        self._thinned: dict[str, int] = {}  # how many snapshots a run had when nothing was left to thin
         self._known_events = 0
         self._known_overflows = 0
         self._recording: Recording | None = None
@@ -189,6 +185,7 @@ class Daemon:
             wake=self._wake.set,
             claims=claims,
         )
+        self._thinner = Thinner(self.database, n_recent=config.storage.sketches_recent)
         self.views = StoredViews(self.database, kept=self._options.kept)
         self._delivery = Delivery(
             self.database,
@@ -373,9 +370,10 @@ class Daemon:
                 self._count_failures([failure.rule for failure in outcome.failures])
                 if outcome.n_enqueued:
                     self._delivery.wake()
-        if now - self._thinned_at >= THIN_SECONDS or now < self._thinned_at:
-            self._thinned_at = now
-            self._thin(runs)
+        if self._thinner.is_due(now):
+            reach("retention.begin")
+            self._thinner.thin(runs, now)
+            reach("retention.done")
         reach("tick.done")
         counts = self._pool.counts
         self.telemetry.worker_crashes.inc(counts.n_crashes + counts.n_timeouts - self._known_crashes)
@@ -390,22 +388,6 @@ class Daemon:
         if self._severity_told_min is None:
             return frozenset()
         return telling.runs_with_untold_alerts(session, severity_min=self._severity_told_min)
-
-    def _thin(self, runs: Sequence[RunSummary]) -> None:
-        """Drop details of old snapshots, a part at a time: the best one of a run keeps its own."""
-        reach("retention.begin")
-        n_recent = self.config.storage.sketches_recent
-        for run in runs:
-            if run.n_snapshots > n_recent and self._thinned.get(run.run) != run.n_snapshots:
-                best = best_number(self.database, run.run)
-                keep = frozenset() if best is None else frozenset({best})
-                n_deleted = 0
-                for thin in (thin_sketches, thin_distributions):
-                    with self.database.write() as session:
-                        n_deleted += thin(session, run.run, n_recent=n_recent, keep=keep)
-                if n_deleted == 0:
-                    self._thinned[run.run] = run.n_snapshots
-        reach("retention.done")
 
     def _account(self, event: Recorded | Retried) -> None:
         """Count, log and pass on what happened to one checkpoint."""

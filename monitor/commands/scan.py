@@ -77,6 +77,7 @@ def scan(
                 serves=False,
                 notifies=False,
                 hints=False,
+                skips=False,
                 records_alone=False,
                 incomplete_timeout_seconds=INCOMPLETE_TIMEOUT_SECONDS,
             ),
