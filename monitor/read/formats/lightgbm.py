@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from monitor.read.access.partial_sources import JoinedSource
 from monitor.read.access.sources import MemorySource
 from monitor.read.arrays.array_checkpoint import ArrayCheckpoint, array_checkpoint
 from monitor.read.arrays.found_arrays import FoundArray
@@ -79,13 +80,14 @@ class LightgbmReader:
         model = _read(file)
         found = Estimated()
         for name, kind in _KINDS.items():
-            raw = b"".join(model.values[name])
-            if raw or name == "leaf_value":
+            # Joined where they lie: a copy in one piece would take as much memory again.
+            source = JoinedSource([MemorySource(raw) for raw in model.values[name]])
+            if source.n_bytes or name == "leaf_value":
                 array = FoundArray(
                     dtype=ArrayDtype(item_bytes=8, plain=np.dtype("<f8")),
-                    shape=(len(raw) // 8,),
+                    shape=(source.n_bytes // 8,),
                     is_fortran=False,
-                    source=MemorySource(raw),
+                    source=source,
                 )
                 found.arrays.append(NamedArray(f"trees.{name}", kind, array))
         per_round = _whole(model.header.get("num_tree_per_iteration", "1")) or 1
