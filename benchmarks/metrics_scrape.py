@@ -8,13 +8,15 @@ the statistics of every newest snapshot, is printed apart from the ones that fol
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import http.client
-import statistics
 import time
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
+from benchmarks.figures import Figure, median, publish
 from monitor.show.exporter import ExporterOptions, MetricsDetail, StorageCollector
 from monitor.show.telemetry import Telemetry
 from monitor.show.views import Measurement
@@ -29,7 +31,10 @@ N_SCRAPES = 30
 
 
 def main() -> None:
-    """Print a table of times for the plain text, with and without gzip, and for OpenMetrics."""
+    """Report times for the plain text, with and without gzip, and for OpenMetrics."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path)
+    json_path = parser.parse_args().json
     names = [f"transformer.h.{i // 6}.part{i % 6}.weight" for i in range(N_TENSORS)]
     measurement = Measurement(tensors=tuple(map(tensor, names)), drifts=tuple(map(drift, names)))
     runs = [f"run{i}" for i in range(N_RUNS)]
@@ -46,8 +51,8 @@ def main() -> None:
     server = serve_in_thread(
         create_app(WebSettings(), memory.sources, registry, lambda: None, lambda: NOW), "127.0.0.1", 0
     )
+    figures: list[Figure] = []
     try:
-        print(f"{'asked for':34} {'series':>7} {'KiB':>7} {'first':>9} {'median':>9} {'worst':>9}")
         for label, headers in (
             ("text", {}),
             ("text, gzip", {"Accept-Encoding": "gzip"}),
@@ -56,13 +61,16 @@ def main() -> None:
             times, body = _scrape(server.port, headers)
             text = gzip.decompress(body) if headers else body
             n_series = sum(not line.startswith(b"#") for line in text.splitlines())
-            later = times[1:]
-            print(
-                f"{label:34} {n_series:7} {len(body) / 1024:7.0f} {times[0] * 1e3:6.1f} ms"
-                f" {statistics.median(later) * 1e3:6.1f} ms {max(later) * 1e3:6.1f} ms"
-            )
+            name = f"scrape of {n_series} series, {label}"
+            figures += [
+                Figure(what=f"{name}, median", measured=1e3 * median(times[1:]), unit="ms", target=100),
+                Figure(what=f"{name}, worst", measured=1e3 * max(times[1:]), unit="ms"),
+                Figure(what=f"{name}, the first", measured=1e3 * times[0], unit="ms"),
+                Figure(what=f"{name}, size", measured=len(body) / 1024, unit="KiB"),
+            ]
     finally:
         server.stop()
+    publish(figures, json_path)
 
 
 def _scrape(port: int, headers: dict[str, str]) -> tuple[list[float], bytes]:

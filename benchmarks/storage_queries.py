@@ -4,16 +4,14 @@
     python -m benchmarks.storage_queries --snapshots 1000 --tensors 3000      3 000 000 rows
     python -m benchmarks.storage_queries --distributions --sketches   with the large parts, as the daemon stores them
 
-Builds a database in a temporary directory (or --directory), prints one line a query with the median and the worst of
-several runs, and with --json the same as one document.
+Builds a database in a temporary directory (or --directory), and reports the median and the worst of several runs of
+each query; with --json as one document.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import random
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,6 +19,7 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
+from benchmarks.figures import Figure, median, publish
 from storage import queries, windows, writer
 from storage.database import open_database
 from storage.records import (
@@ -39,6 +38,7 @@ from storage.records import (
 )
 
 RUN = "run-0"
+TARGET_MS = 200.0
 
 
 def make_tensors(n_tensors: int, *, distributions: bool, sketches: bool) -> tuple[TensorSummary, ...]:
@@ -196,9 +196,18 @@ def main() -> None:
             newest = added if added is not None and number % options.runs == 0 else newest
         build_seconds = time.perf_counter() - begun
         n_rows = options.snapshots * options.tensors
-        print(f"{n_rows:,} tensor rows in {options.snapshots} snapshots, {path.stat().st_size / 2**20:,.0f} MiB")
-        print(f"stored in {build_seconds:.1f} s: {1000 * build_seconds / options.snapshots:.1f} ms a snapshot")
-        results: dict[str, object] = {"rows": n_rows, "build_seconds": build_seconds}
+        stored = f"{n_rows:,} rows"
+        mib = (
+            sum(file.stat().st_size for file in Path(directory).iterdir()) / 2**20
+        )  # the log of what was just written too
+        figures = [
+            Figure(
+                what=f"{stored}: store {options.tensors} tensors",
+                measured=1000 * build_seconds / options.snapshots,
+                unit="ms",
+            ),
+            Figure(what=f"{stored}: database", measured=mib, unit="MiB"),
+        ]
         for name, ask in asked(newest, tensors[0].name).items():
             times = []
             for _ in range(options.repeat):
@@ -206,11 +215,12 @@ def main() -> None:
                 with database.read() as session:
                     ask(session)
                 times.append(1000 * (time.perf_counter() - begun))
-            print(f"{name:32} median {statistics.median(times):8.1f} ms   worst {max(times):8.1f} ms")
-            results[name] = {"median_ms": statistics.median(times), "worst_ms": max(times)}
+            figures.append(
+                Figure(what=f"{stored}: {name}, median", measured=median(times), unit="ms", target=TARGET_MS)
+            )
+            figures.append(Figure(what=f"{stored}: {name}, worst", measured=max(times), unit="ms"))
         database.close()
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
+    publish(figures, options.json, rows=n_rows)
 
 
 if __name__ == "__main__":

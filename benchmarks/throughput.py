@@ -1,28 +1,39 @@
 """How fast checkpoints are measured, beside `cat` and beside the plain torch way, in one run on one core.
 
-Run: python benchmarks/throughput.py [--large-mib 2048] [--small-mib 256] [--repeats 5] [--directory /tmp]
+    python -m benchmarks.throughput [--large-mib 2048] [--small-mib 256] [--repeats 5] [--directory /tmp]
 
 The marginal cost is the slope between a small and a large file of the same kind: what one more byte costs, without
-starting an interpreter. Whole-process times and peak memory are printed beside it. Files are in the page cache.
-Prints a table and writes benchmarks/results/throughput.json.
+starting an interpreter. `cat` and we take turns, and the medians of the slopes count. The plain way (load, then eight
+statistics a tensor) is compared on the small file, median against median of as many repeats, and once on the large
+one, for its memory. Cost is shown to be linear by a fit through three sizes. Files are in the page cache.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
+
+from benchmarks.figures import Figure, median, publish
+
 ROOT = Path(__file__).resolve().parent.parent
 TENSOR_ELEMENTS = 16 * 2**20
+KINDS = (
+    ("safetensors", "float32", 1.5),
+    ("torch_zip", "float32", 1.5),
+    ("safetensors", "bfloat16", 2.0),
+    ("safetensors", "float16", None),
+    ("safetensors", "float64", None),
+)
+WITH_PLAIN = ("float32", "bfloat16")
+LINEAR = ("safetensors", "float32")
 
 # Not ru_maxrss: Linux hands the high-water mark of the parent, which holds the tensors it wrote, on to its children.
 PEAK = """
@@ -40,9 +51,10 @@ import json, sys, time
 sys.path.insert(0, {root!r})
 from monitor.measure.options import MeasureOptions
 from monitor.measure.snapshot import measure_path
-measure_path({small!r}, MeasureOptions())  # loads or compiles the kernel
+paths = {paths!r}
+measure_path(paths[0], MeasureOptions())  # loads or compiles the kernel
 times = []
-for path in ({small!r}, {large!r}) * {repeats}:
+for path in paths:
     start = time.perf_counter()
     measure_path(path, MeasureOptions())
     times.append(time.perf_counter() - start)
@@ -63,7 +75,7 @@ def plain(path):
         [f(t).item() for f in (torch.mean, torch.std, torch.min, torch.max, torch.norm)]
         [f(t).sum().item() for f in (torch.isnan, torch.isinf)], (t == 0).sum().item()
 times = []
-for path in ({small!r}, {large!r}):
+for path in {paths!r}:
     start = time.perf_counter()
     plain(path)
     times.append(time.perf_counter() - start)
@@ -85,6 +97,7 @@ def write(directory: Path, kind: str, dtype: str, mib: int) -> str:
         save_file(tensors, path)
     else:
         torch.save(tensors, path)
+    os.sync()  # the kernel does not write it back while we measure
     return str(path)
 
 
@@ -104,34 +117,59 @@ def child(script: str) -> tuple[list[float], float]:
     return times, peak
 
 
-def measure(small: str, large: str, repeats: int, *, with_plain: bool) -> dict[str, float]:
-    """Return seconds per GiB and ratios for one kind of file; `cat` and we take turns, medians of the slopes count."""
+def ours(*paths: str) -> tuple[list[float], float]:
+    """Return the seconds that each path took in one process, and its peak of memory in MiB."""
+    return child(MEASURE.format(root=str(ROOT), paths=list(paths)))
+
+
+def measure(name: str, files: tuple[str, str], repeats: int, target: float | None) -> list[Figure]:
+    """Compare with `cat`: slopes between the small and the large file, taking turns."""
+    small, large = files
     gib = (os.path.getsize(large) - os.path.getsize(small)) / 2**30
-    ours: list[float] = []
+    slopes: list[float] = []
     cats: list[float] = []
     peaks: list[float] = []
     for _ in range(repeats):
-        times, peak = child(MEASURE.format(root=str(ROOT), small=small, large=large, repeats=1))
-        ours.append((times[1] - times[0]) / gib)
+        times, peak = ours(small, large)
+        slopes.append((times[1] - times[0]) / gib)
         peaks.append(peak)
         cats.append((cat_seconds(large) - cat_seconds(small)) / gib)
-    whole_start = time.perf_counter()
-    child(MEASURE.format(root=str(ROOT), small=large, large=large, repeats=0))
-    row = {
-        "ours_seconds_per_gib": statistics.median(ours),
-        "cat_seconds_per_gib": statistics.median(cats),
-        "ratio_to_cat": statistics.median(ours) / statistics.median(cats),
-        "whole_process_seconds": time.perf_counter() - whole_start,
-        "whole_cat_seconds": cat_seconds(large),
-        "peak_mib": max(peaks),
-    }
-    if with_plain:
-        times, peak = child(PLAIN.format(small=small, large=large))
-        row["plain_seconds_per_gib"] = (times[1] - times[0]) / gib
-        row["times_faster_than_plain"] = row["plain_seconds_per_gib"] / row["ours_seconds_per_gib"]
-        row["plain_peak_mib"] = peak
-        row["memory_share_of_plain"] = row["peak_mib"] / peak
-    return row
+    start = time.perf_counter()
+    child(MEASURE.format(root=str(ROOT), paths=[large]).replace("measure_path(paths[0], MeasureOptions())", "pass", 1))
+    whole = time.perf_counter() - start
+    return [
+        Figure(what=f"{name}: times `cat`", measured=median(slopes) / median(cats), unit="x", target=target),
+        Figure(what=f"{name}: a GiB more", measured=median(slopes), unit="s"),
+        Figure(what=f"{name}: `cat` of a GiB more", measured=median(cats), unit="s"),
+        Figure(what=f"{name}: whole process, large file", measured=whole, unit="s"),
+        Figure(what=f"{name}: peak memory", measured=max(peaks), unit="MiB", target=250),
+    ]
+
+
+def compare_plain(name: str, files: tuple[str, str], repeats: int) -> list[Figure]:
+    """Compare with the plain way: time on the small file, taking turns, and peak memory on the large one."""
+    small, large = files
+    mine: list[float] = []
+    plain: list[float] = []
+    for _ in range(repeats):
+        mine += ours(small)[0]
+        plain += child(PLAIN.format(paths=[small]))[0]
+    peak, plain_peak = ours(large)[1], child(PLAIN.format(paths=[large]))[1]
+    faster = median(plain) / median(mine)
+    return [
+        Figure(what=f"{name}: times faster than plain torch", measured=faster, unit="x", target=20, at_least=True),
+        Figure(what=f"{name}: share of its memory", measured=peak / plain_peak, unit="", target=0.2),
+    ]
+
+
+def linearity(name: str, paths: list[str], repeats: int) -> Figure:
+    """Fit a line through the medians of three sizes; return how far they lie off it, relative to the largest."""
+    times = [ours(*paths)[0] for _ in range(repeats)]
+    seconds = np.median(np.array(times), axis=0)
+    sizes = np.array([os.path.getsize(path) for path in paths]) / 2**30
+    off = seconds - np.polyval(np.polyfit(sizes, seconds, 1), sizes)
+    share = float(100 * np.abs(off).max() / seconds.max())
+    return Figure(what=f"{name}: three sizes, off a straight line", measured=share, unit="%", target=5)
 
 
 def main() -> None:
@@ -142,52 +180,26 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--directory", default=None)
     parser.add_argument("--without-plain", action="store_true")
+    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    load_before = os.getloadavg()[0]
-    rows: dict[str, dict[str, float]] = {}
-    with tempfile.TemporaryDirectory(dir=arguments.directory) as name:
-        for kind, dtype in (
-            ("safetensors", "float32"),
-            ("torch_zip", "float32"),
-            ("safetensors", "bfloat16"),
-            ("safetensors", "float16"),
-            ("safetensors", "float64"),
-        ):
+    figures: list[Figure] = []
+    with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
+        for kind, dtype, target in KINDS:
+            name = f"{kind} {dtype}"
             sizes = (arguments.small_mib, arguments.large_mib)
-            small, large = (write(Path(name), kind, dtype, mib) for mib in sizes)
-            with_plain = dtype in ("float32", "bfloat16") and not arguments.without_plain
-            rows[f"{kind} {dtype}"] = measure(small, large, arguments.repeats, with_plain=with_plain)
+            small, large = (write(Path(directory), kind, dtype, mib) for mib in sizes)
+            figures += measure(name, (small, large), arguments.repeats, target)
+            if dtype in WITH_PLAIN and kind == "safetensors" and not arguments.without_plain:
+                figures += compare_plain(name, (small, large), arguments.repeats)
+            if (kind, dtype) == LINEAR:
+                middle = write(Path(directory), kind, dtype, (arguments.small_mib + arguments.large_mib) // 2)
+                figures.append(linearity(name, [small, middle, large], arguments.repeats))
+                Path(middle).unlink()
             for path in (small, large):
                 Path(path).unlink()
-            show(f"{kind} {dtype}", rows[f"{kind} {dtype}"])
-    results = ROOT / "benchmarks" / "results"
-    results.mkdir(exist_ok=True)
-    document = {
-        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
-        "machine": f"{platform.machine()} {platform.system()}, {os.cpu_count()} processors",
-        "load": [load_before, os.getloadavg()[0]],  # above 1 before we began, the figures are not worth much
-        "large_mib": arguments.large_mib,
-        "rows": rows,
-    }
-    (results / "throughput.json").write_text(json.dumps(document, indent=2) + "\n")
-
-
-def show(name: str, row: dict[str, float]) -> None:
-    """Print one line of the table."""
-    plain = ""
-    if "plain_seconds_per_gib" in row:
-        plain = (
-            f" | plain {row['plain_seconds_per_gib']:6.3f} s/GiB, {row['times_faster_than_plain']:5.1f} times slower,"
-            f" {row['plain_peak_mib']:6.0f} MiB"
-        )
-    print(
-        f"{name:22} | ours {row['ours_seconds_per_gib']:.3f} s/GiB | cat {row['cat_seconds_per_gib']:.3f} s/GiB"
-        f" | ratio {row['ratio_to_cat']:.2f} | whole process {row['whole_process_seconds']:.2f} s"
-        f" (cat {row['whole_cat_seconds']:.2f}) | {row['peak_mib']:.0f} MiB{plain}",
-        flush=True,
-    )
+    publish(figures, arguments.json, large_mib=arguments.large_mib, repeats=arguments.repeats)
 
 
 if __name__ == "__main__":
