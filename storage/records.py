@@ -108,9 +108,8 @@ class Candidate:
 class Checkpoint:
     """A settled candidate: quiet long enough to be read.
 
-    `step` and `epoch` are None while unknown: before reading they come from the path, after reading from the
-    content where it names them. `format` is "" before reading. `signature` identifies the bytes on disk
-    (hash over each file's relative name, size, mtime_ns and inode): the key that makes work idempotent.
+    `step` and `epoch`, None while unknown, come from the path, after reading from the content where it names them.
+    `format` is "" before reading. `signature`, a hash of each file's name, size, mtime_ns and inode, is the key of work.
     """
 
     run: str
@@ -134,9 +133,8 @@ class Sketch:
     """A linear sketch of a tensor or of all parameters, from which drift to any other snapshot can be estimated.
 
     `kind` "raw": `values` holds the elements themselves (n_elements <= n_buckets); "sketch": y[i mod k] += s_i * x_i
-    with k = n_buckets prime and signs from a counter-based hash of (seed, i); "weights": the sketches of all parameters
-    folded once more, `seed` a hash of which parameters these are. `values` are little-endian bytes of
-    dtype `dtype` ("float32" or "float64"). Non-finite elements count as zero in it; see TensorSummary.n_nonfinite.
+    with k = n_buckets prime and signs from a hash of (seed, i); "weights": these of all parameters folded once more,
+    `seed` a hash of which ones. `values` are little-endian float32 or float64 (`dtype`). Non-finite elements are zero.
     """
 
     kind: str
@@ -150,9 +148,8 @@ class Sketch:
 class Histogram:
     """Counts over fixed logarithmic magnitude bins, the same for every tensor, so that histograms can be compared.
 
-    `bin_indices` are the non-empty bins in increasing value order (negative values first, then zero, then positive;
-    the scheme is documented in monitor.measure.histogram) and `counts` their element counts. `n_sampled` is the
-    number of finite elements counted: all of them when `exact`, else a deterministic sample.
+    `bin_indices` are the non-empty bins in increasing value order (see monitor.measure.histogram), `counts` their
+    element counts. `n_sampled` finite elements were counted: all when `exact`, else a deterministic sample.
     """
 
     bin_indices: tuple[int, ...]
@@ -223,8 +220,7 @@ class TensorDrift:
 class TensorPoint:
     """The few facts of one parameter in one snapshot that a map of many of them needs.
 
-    `norm_l2` is over finite elements, `relative_l2` is the drift from the reference snapshot; both are None as in
-    TensorSummary and TensorDrift.
+    `norm_l2` and `relative_l2`, the drift from the reference, are None as in TensorSummary and TensorDrift.
     """
 
     snapshot_id: int
@@ -264,8 +260,7 @@ class Snapshot:
     tensors (step, learning rate, betas ...), by dotted path. `weight_norm` is the L2 norm over all finite parameter
     elements; `update_ratio` is |W - W0| / |W0| / steps elapsed over all parameters that both snapshots hold, None
     without a reference. `first_bad_tensor` is the first tensor, in the checkpoint's order, that holds a non-finite
-    element. `weights` is one sketch of all parameters, None where one of them is not finite or was not measured. A
-    `failed` snapshot has a problem and no tensors.
+    element. A `failed` snapshot has a problem and no tensors.
     """
 
     checkpoint: Checkpoint
@@ -286,7 +281,7 @@ class Snapshot:
     bytes_read: int
     duration_seconds: float
     measured_at: float
-    weights: Sketch | None = None
+    weights: Sketch | None = None  # of all parameters; None where one of them is not finite or was not measured
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -461,11 +456,10 @@ class Notification:
     `reason` is "firing", "resolved" or "repeat". `deduplication_key` is the same for every try of the same message.
     `last_good_step` and `last_good_path` are None when no good checkpoint is known. `first_receipt` is what the
     receiver calls the first message of this conversation, None where there was none or it cannot be changed. `alert`
-    is what the message is about first; `gathering` is the incident it is part of, None for an alert on its own. `id`
-    is 0 while it is not in the outbox.
+    is what the message is about first; `gathering` is the incident it is part of, None for an alert on its own.
     """
 
-    id: int = 0
+    id: int = 0  # while it is not in the outbox
     notifier: str
     reason: str
     alert: Alert
