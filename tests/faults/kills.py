@@ -21,6 +21,8 @@ from tests.support.receivers import HttpReceiver
 ELSEWHERE = frozenset(n for n in failpoints.NAMES if n.startswith(("migrate.", "aside.", "close.")))
 EVERYDAY = tuple(n for n in failpoints.NAMES if n not in ELSEWHERE)
 SAVES_A_KILL = 2
+USUAL_SECONDS_MAX = 4.0
+SAVES_MORE_MAX = 12  # after so many, something bad, broken and good came by
 
 
 @dataclass
@@ -60,11 +62,13 @@ def chain(directory: Path, launcher: Launcher, *, places: Iterable[str], n_rando
                 continue
             started = time.monotonic()
             running = world.start(f"{place}=kill")
-            saves_more_after = 1.0
-            while not running.is_over_within(saves_more_after):
-                trainer.grant(1)  # so that in the end something bad, broken and good comes by
+            n_more = 0
+            while not running.is_over_within(1.0):
+                if n_more < SAVES_MORE_MAX:
+                    trainer.grant(1)
+                    n_more += 1
                 assert time.monotonic() - started < SECONDS_MAX, f"{place} was not reached:\n{running.log[-3000:]}"
-            usual_seconds = 0.7 * usual_seconds + 0.3 * (time.monotonic() - started)
+            usual_seconds = min(0.7 * usual_seconds + 0.3 * (time.monotonic() - started), USUAL_SECONDS_MAX)
             assert running.status == -signal.SIGKILL, f"{place}: {running.status}\n{running.log[-3000:]}"
             outcome.n_kills[place] += 1
         outcome.n_saved = trainer.finish()

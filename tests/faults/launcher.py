@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -36,7 +37,8 @@ class Running:
     def kill(self, how: signal.Signals = signal.SIGKILL) -> int:
         """Send a signal and return the exit status."""
         if self.status is None:
-            os.kill(self.pid, how)
+            with suppress(ProcessLookupError):  # it was faster
+                os.kill(self.pid, how)
         return self.wait()
 
     def wait(self, seconds: float = 120.0) -> int:
@@ -80,7 +82,8 @@ class Launcher:
     ) -> None:
         for running in self._running.values():
             if running.status is None and running.pid:
-                os.kill(running.pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    os.kill(running.pid, signal.SIGKILL)
         assert self._process is not None
         assert self._process.stdin is not None
         self._process.stdin.close()
