@@ -109,7 +109,7 @@ class Checkpoint:
     """A settled candidate: quiet long enough to be read.
 
     `step` and `epoch`, None while unknown, come from the path, after reading from the content where it names them.
-    `format` is "" before reading. `signature`, a hash of each file's name, size, mtime_ns and inode, is the key of work.
+    `format` is "" before reading; `signature`, a hash of the files' names, sizes, mtimes and inodes, is the work's key.
     """
 
     run: str
