@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from monitor.measure import compile_cache
 from monitor.measure.compile_cache import compile_cache_directory, usable
 
 HOME = Path("/home/ada")
@@ -62,3 +63,29 @@ def test_measuring_works_with_and_without_a_cache(tmp_path: Path, cache: str) ->
     assert float(done.stdout) == pytest.approx(3**0.5)
     kept = list((tmp_path / cache).rglob("*.nbc")) if cache == "made" else []
     assert bool(kept) == (cache == "made")
+
+
+def test_code_compiled_for_another_processor_is_never_loaded_and_nothing_is_kept_beside_the_sources(
+    tmp_path: Path,
+) -> None:
+    script = (
+        "import numpy as np\n"
+        "from monitor.measure import kernel\n"
+        "from monitor.measure.exact_drift import ExactDrift\n"
+        "d = ExactDrift(3); d.update(np.ones(3), np.zeros(3)); d.finish('w', None)\n"
+        "stats = kernel.compare64.stats\n"
+        "print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))"
+    )
+
+    def hits_and_misses(**more: str) -> list[int]:
+        environment = {**os.environ, "CKPTWATCH_COMPILE_CACHE": str(tmp_path), **more}
+        command = [sys.executable, "-c", script]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        return [int(number) for number in done.stdout.split()]
+
+    assert hits_and_misses() == [0, 1]
+    assert hits_and_misses() == [1, 0]
+    assert hits_and_misses(NUMBA_CPU_NAME="generic") == [0, 1]
+    assert hits_and_misses() == [1, 0]
+    assert list(tmp_path.rglob("*.nbc"))
+    assert not list(Path(compile_cache.__file__).parent.rglob("*.nbc"))

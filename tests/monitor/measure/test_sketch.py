@@ -4,6 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -28,12 +29,13 @@ def sketch_of(values: npt.NDArray[np.generic], seed: int = 0, cuts: tuple[int, .
     return found
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("seed", [0, 7, 2**62])
 def test_the_kernel_folds_as_the_definition_says(dtype: type[np.floating[Any]], seed: int) -> None:
     values: npt.NDArray[np.generic] = np.random.default_rng(0).standard_normal(N).astype(dtype)
     values[1234] = math.nan
-    signed = np.where(np.isfinite(values), values, 0).astype(np.float64) * sketch.signs(N, K, seed)
+    wide = values.astype(np.float64)
+    signed = np.where(np.isfinite(wide), wide, 0) * sketch.signs(N, K, seed)
     expected = np.bincount(np.arange(N) % K, weights=signed, minlength=K)
     found = sketch.to_array(sketch_of(values, seed, cuts=(1, 5000, 5001, 40_840)))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6 * float(np.linalg.norm(expected)) / math.sqrt(K))

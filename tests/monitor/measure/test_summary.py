@@ -3,9 +3,11 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from typing import Any
 
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -159,6 +161,35 @@ def test_any_split_and_merge_in_any_order_gives_the_numpy_answer(
             rtol=0,
             atol=1e-6 * max(whole.norm_l2 or 0.0, 1e-30),
         )
+
+
+SPECIAL = ("subnormals", "all NaN", "alternating infinities", "cancelling sum", "subnormals among ones", "the largest")
+
+
+def _special(kind: str, dtype: str, size: int) -> Array:
+    """Return values of the ends of a dtype's range; more than eight groups of sketch rows."""
+    info, place = ml_dtypes.finfo(dtype_of(dtype)), np.arange(size)  # type: ignore[no-untyped-call]
+    tiny, largest, infinity = float(info.smallest_subnormal), float(info.max), math.inf
+    if "fnuz" in dtype or dtype == "float8_e4m3fn":
+        infinity = math.nan  # it has none
+    wide: dict[str, npt.NDArray[Any]] = {
+        "subnormals": (place % 4 - 2) * tiny,
+        "all NaN": np.full(size, math.nan),
+        "alternating infinities": np.where(place % 2, infinity, -infinity),
+        "cancelling sum": np.choose(place % 3, [largest / 4, -largest / 4, 1.0]),
+        "subnormals among ones": np.where(place % 5, tiny, 1.0),
+        "the largest": np.where(place // 5000 % 2, largest, 1.0),
+    }
+    return wide[kind].astype(dtype_of(dtype))
+
+
+@pytest.mark.parametrize("dtype", [name for name in FLOATS if name != "float64"])
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_the_ends_of_every_float_equal_numpy_under_any_split(dtype: str, kind: str) -> None:
+    values = _special(kind, dtype, 45_001)
+    cuts = sorted(random.Random(f"{dtype} {kind}").sample(range(45_001), 4))
+    for chosen in ([], cuts, [4084], [1021, 8168]):
+        assert_equals_numpy(summarise(values, chosen), values)
 
 
 def test_complex_moments_are_over_both_parts_and_counts_over_elements() -> None:
