@@ -106,6 +106,8 @@ def joined(prefix: str, component: str, characters_max: int) -> str:
 
 # A scalar that readers add where a format keeps no beta2 and the framework has one default: no fact of the file.
 ASSUMED_BETA2 = "optimizer.assumed.beta2"
+# Says that an optimizer keeps m = mu m - lr g, as Keras and scikit-learn do, and not the gradients alone.
+MOMENTUM_HOLDS_RATE = "optimizer.param_groups.0.momentum_holds_lr"
 
 
 class UniqueNames:

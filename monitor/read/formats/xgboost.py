@@ -1,15 +1,14 @@
 """XGBoost models as JSON or Universal Binary JSON: the weights of all trees joined, or those of a linear booster.
 
-A JSON model is held in memory while it is parsed, up to JSON_BYTES_MAX; arrays of a binary one stay in the file. It is
+A JSON model is read page by page, and its values are held up to a bound; arrays of a binary one stay in the file. It is
 whole when its one value ends where the file ends.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, NoReturn
+from typing import ClassVar
 
 import numpy as np
 
@@ -20,19 +19,23 @@ from monitor.read.arrays.array_checkpoint import ArrayCheckpoint, array_checkpoi
 from monitor.read.arrays.found_arrays import FoundArray
 from monitor.read.arrays.numpy_records import ArrayDtype
 from monitor.read.bounded_file import BoundedFile
-from monitor.read.bounded_json import check_json_cost
 from monitor.read.models.estimators import Estimated, NamedArray
+from monitor.read.models.json_scan import JsonScanner
 from monitor.read.models.tree_depth import depth_of
 from monitor.read.models.ubjson_scan import PackedNumbers, UbjsonScanner
 from monitor.read.naming import as_step, printable
 from monitor.read.notes import FormatNotes
-from monitor.read.reader import CorruptError, IncompleteError, LimitError, ReadLimits, UnsupportedError
+from monitor.read.reader import CorruptError, LimitError, ReadLimits, UnsupportedError
 from storage.records import TensorKind
 
-JSON_BYTES_MAX = 32 * 2**20
 _JSON_BEGIN = re.compile(rb"\s*\{\s*\"learner\"")
 _BINARY_BEGIN = re.compile(rb"\{(?:L\0{7}\x07|[iU]\x07)learner")
 _PER_NODE = {"base_weights": TensorKind.PARAMETER, "split_conditions": TensorKind.OTHER}
+# The lists of numbers that are read of a JSON model; float32 in the order of bytes that the binary form has.
+_KEPT: dict[str, np.dtype[np.generic]] = {
+    **dict.fromkeys((*_PER_NODE, "weights", "weight_drop"), np.dtype(">f4")),
+    **dict.fromkeys(("left_children", "right_children", "iteration_indptr"), np.dtype(np.int32)),
+}
 _SHOWN = 80
 
 
@@ -50,7 +53,7 @@ class XgboostReader:
         never="bytes after it",
         step="the number of rounds",
         safety="own scanners with bounds on depth and counts; arrays of a binary model stay in the file",
-        limits=("a JSON model of at most 32 MiB; `.ubj` of any size",),
+        limits=("of a JSON model at most 96 MiB of values, about 700 MB of text; `.ubj` of any size",),
         tested_in="tests/monitor/read/formats/test_boosters.py",
         tested_with="xgboost-cpu",
     )
@@ -103,7 +106,9 @@ def _take_trees(model: Mapping[str, object], found: Estimated, file: BoundedFile
     for name, kind in _PER_NODE.items():
         _take(found, f"trees.{name}", kind, sources[name])
     rounds = model.get("iteration_indptr")
-    n_rounds = (rounds.n if isinstance(rounds, PackedNumbers) else len(rounds) if isinstance(rounds, list) else 0) - 1
+    n_rounds = (
+        rounds.n if isinstance(rounds, PackedNumbers) else len(rounds) if isinstance(rounds, list | np.ndarray) else 0
+    ) - 1
     found.step = n_rounds if n_rounds >= 0 else len(trees)
     found.scalars["trees.n_trees"] = len(trees)
     found.scalars["trees.n_nodes"] = sum(source.n_bytes for source in sources["base_weights"]) // 4
@@ -123,8 +128,8 @@ def _source(value: object, name: str, file: BoundedFile) -> ByteSource:
     """Return float32 values, big-endian, as the binary form has them."""
     if isinstance(value, PackedNumbers) and value.code == ">f4":
         return FileSource(file, value.offset, 4 * value.n)
-    if isinstance(value, np.ndarray) and value.dtype.kind in "if":
-        return MemorySource(value.astype(">f4").tobytes())
+    if isinstance(value, MemorySource):
+        return value
     if isinstance(value, list) and all(type(item) in (int, float) for item in value):
         return MemorySource(np.array(value, ">f4").tobytes())
     raise CorruptError(f"the model has {printable(name, _SHOWN)} that are no numbers")
@@ -175,36 +180,7 @@ def _binary(file: BoundedFile, limits: ReadLimits) -> object:
 
 
 def _json(file: BoundedFile) -> object:
-    if file.size_bytes > JSON_BYTES_MAX:
-        raise LimitError(f"the JSON model has {file.size_bytes} bytes, the limit is {JSON_BYTES_MAX}; save it as .ubj")
-    buffer = bytearray(file.size_bytes)
-    file.read_into(0, buffer)
-    check_json_cost(buffer, "the model")
-    text = buffer.decode("utf-8")
-    del buffer
-    try:
-        return json.loads(text, object_pairs_hook=_compact, parse_constant=_no_constant)
-    except json.JSONDecodeError as error:
-        is_early = error.pos >= len(text.rstrip()) - 1 or not text.rstrip().endswith("}") or "Unterminated" in error.msg
-        if is_early and error.msg != "Extra data":
-            raise IncompleteError(f"the model ends early: {error.msg}") from None
-        raise CorruptError(f"the model is not valid JSON: {printable(str(error), _SHOWN)}") from None
-    except RecursionError:
-        raise LimitError("the model is nested too deeply") from None
-
-
-def _compact(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Make a map, long lists of numbers as arrays, so that the lists of one tree at a time are held."""
-    made = {}
-    for key, value in pairs:
-        if isinstance(value, list) and value and key in _PER_NODE and all(type(v) in (int, float) for v in value):
-            made[key] = np.array(value, np.float32)
-        elif isinstance(value, list) and value and key.endswith("_children") and all(type(v) is int for v in value):
-            made[key] = np.array(value, np.int64)
-        else:
-            made[key] = value  # type: ignore[assignment]
-    return made  # type: ignore[return-value]
-
-
-def _no_constant(text: str) -> NoReturn:
-    raise CorruptError(f"the model holds {text}, which is not JSON")
+    scanner = JsonScanner(ByteCursor(file, taken_bytes_max=file.size_bytes), _KEPT, frozenset({"tree_param"}))
+    root = scanner.value()
+    scanner.finish()
+    return root

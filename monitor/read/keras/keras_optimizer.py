@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from monitor.read.bounded_json import check_json_cost
-from monitor.read.naming import ASSUMED_BETA2
+from monitor.read.naming import ASSUMED_BETA2, MOMENTUM_HOLDS_RATE
 from monitor.read.reader import LimitError
 
 Shape = tuple[int, ...]
@@ -94,6 +94,8 @@ class OptimizerConfig:
     class_name: str | None = None
     beta1: float | None = None
     beta2: float | None = None
+    momentum: float | None = None  # of SGD, whose buffer holds the learning rate too
+    rho: float | None = None
     optional: frozenset[str] | None = None  # which of the variables that not every optimizer of its class has it has
     accumulation_steps: int | None = None
     frozen: frozenset[str] = field(default_factory=frozenset)  # names of layers that are not trained
@@ -208,6 +210,10 @@ def optimizer_scalars(
     for i, beta in enumerate((config.beta1, config.beta2)):
         if beta is not None:
             scalars[f"optimizer.param_groups.0.betas.{i}"] = beta
+    if config.rho is not None:
+        scalars["optimizer.param_groups.0.rho"] = config.rho
+    if config.momentum:
+        scalars |= {"optimizer.param_groups.0.momentum": config.momentum, MOMENTUM_HOLDS_RATE: 1.0}
     if config.beta2 is None and any(role == _SECOND_MOMENT for _, role in states):
         scalars[ASSUMED_BETA2] = _BETA2_DEFAULT
     if iterations is None:
@@ -238,6 +244,8 @@ def parse_config(model: object, training: object = None) -> OptimizerConfig:
         class_name=class_of(class_name) if isinstance(class_name, str) else None,
         beta1=_fraction(_at(settings, "beta_1")),
         beta2=_fraction(_at(settings, "beta_2")),
+        momentum=_fraction(_at(settings, "momentum")) if class_name == "SGD" else None,
+        rho=_fraction(_at(settings, "rho")),
         optional=optional if isinstance(settings, dict) else None,
         accumulation_steps=accumulation if type(accumulation) is int and 1 < accumulation < 2**31 else None,
         frozen=frozenset(_frozen(model)),

@@ -54,6 +54,13 @@ _HISTORIES = frozenset(
     }
 )
 _SINGLE_PARAMETERS = frozenset({"intercept_", "offset_", "coef_", "bias_", "_baseline_prediction"})
+_OPTIMIZER_SETTINGS = {
+    "learning_rate": "lr",
+    "beta_1": "betas.0",
+    "beta_2": "betas.1",
+    "epsilon": "eps",
+    "momentum": "momentum",
+}
 _OPTIMIZER_PARTS = {"ms": "exp_avg", "vs": "exp_avg_sq", "velocities": "momentum_buffer"}
 
 Find = Callable[[object], FoundArray | list[object] | None]
@@ -242,8 +249,10 @@ class _Walk:
         for index in range(n_parameters if step is not None else 0):
             self._take_number(f"{top}.state.{index}.step", step)
         self._take_number(f"{top}.param_groups.0.params.length", n_parameters)
-        for key, name in (("learning_rate", "lr"), ("beta_1", "betas.0"), ("beta_2", "betas.1"), ("epsilon", "eps")):
+        for key, name in _OPTIMIZER_SETTINGS.items():
             self._take_number(f"{top}.param_groups.0.{name}", self._number(state.get(key)))
+        if "velocities" in state:  # v = mu v - lr g
+            self._take_number(f"{top}.param_groups.0.momentum_holds_lr", 1.0)
         if step is not None and self.found.step is None:
             self.found.step = step
 

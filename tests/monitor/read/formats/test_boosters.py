@@ -1,5 +1,7 @@
 import json
 import random
+import tempfile
+import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,14 @@ import lightgbm
 import numpy as np
 import pytest
 import xgboost
+from hypothesis import given
+from hypothesis import strategies as st
 
+from monitor.read.access import byte_cursor
+from monitor.read.access.byte_cursor import ByteCursor
+from monitor.read.access.partial_sources import read_bytes
+from monitor.read.bounded_file import open_bounded
+from monitor.read.models.json_scan import JsonScanner
 from monitor.read.models.tree_depth import depth_of
 from monitor.read.reader import ReadError
 from monitor.read.registry import READERS, open_path, reader_class
@@ -82,6 +91,87 @@ def test_both_forms_of_a_model_give_the_same_values(boosted: Any, tmp_path: Path
     assert read[0].scalars == read[1].scalars
     for name, values in read[0].values.items():
         np.testing.assert_array_equal(values, read[1].values[name])
+
+
+def test_a_large_json_model_is_read_page_by_page_in_bounded_memory(boosted: Any, tmp_path: Path) -> None:
+    boosted.save_model(tmp_path / "small.json")
+    model = json.loads((tmp_path / "small.json").read_text())
+    inner = model["learner"]["gradient_booster"]["model"]
+    few = inner["trees"]
+    for tree in few:
+        tree["loss_changes"] *= 60_000 // len(tree["loss_changes"])
+    inner["trees"] = few * 20
+    inner["iteration_indptr"] = list(range(len(inner["trees"]) + 1))
+    path = tmp_path / "large.json"
+    path.write_text(json.dumps(model))
+    assert path.stat().st_size > 33 * 2**20
+    expected = read_whole(tmp_path / "small.json").values["trees.base_weights"]
+    read_whole(tmp_path / "small.json")
+    tracemalloc.start()
+    try:
+        whole = read_whole(path)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert whole.step == 80
+    assert np.array_equal(whole.values["trees.base_weights"], np.tile(expected, 20))
+    assert peak_bytes < 16 * 2**20, f"{peak_bytes >> 20} MiB"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"learner": [1, 2,]}',
+        '{"learner": [1,, 2]}',
+        '{"learner": [1 2]}',
+        '{"learner": [-]}',
+        '{"learner": {"weights": [1, NaN]}}',
+        '{"learner": {"left_children": [1.5]}}',
+        '{"learner": {"a": 1 "b": 2}}',
+        '{"learner": {1: 2}}',
+        '{"learner": tru}',
+        '{"learner": "\\x"}',
+        '{"learner": ["a" "b"]}',
+        '{"learner": {"a": 1}} {}',
+    ],
+)
+def test_json_that_breaks_a_rule_is_corrupt(text: str, tmp_path: Path) -> None:
+    (tmp_path / "model.json").write_text(text)
+    with pytest.raises(ReadError) as caught, open_path(str(tmp_path / "model.json")):
+        pass
+    assert caught.value.kind is ProblemKind.CORRUPT
+
+
+json_texts = st.text(max_size=8)
+json_numbers = st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=30)
+
+
+@given(
+    floats=json_numbers,
+    integers=st.lists(st.integers(-(2**31), 2**31 - 1), max_size=30),
+    others=st.dictionaries(json_texts, st.none() | st.booleans() | json_texts | st.lists(json_texts, max_size=3)),
+    indent=st.none() | st.integers(0, 2),
+    page=st.integers(1, 40),
+)
+def test_any_json_gives_what_the_standard_library_reads_of_it_whatever_the_pages(
+    floats: list[float], integers: list[int], others: dict[str, Any], indent: int | None, page: int
+) -> None:
+    document = {"weights": floats, "left_children": integers, "dropped": integers, "others": others}
+    raw = json.dumps(document, indent=indent).encode()
+    with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patched:
+        path = Path(directory) / "a.json"
+        path.write_bytes(raw)
+        patched.setattr(byte_cursor, "_PAGE_BYTES", page)
+        kept: dict[str, Any] = {"weights": np.dtype(">f4"), "left_children": np.dtype(np.int32)}
+        with open_bounded(str(path)) as file:
+            scanner = JsonScanner(ByteCursor(file, taken_bytes_max=len(raw)), kept)
+            read = scanner.value()
+            scanner.finish()
+    assert isinstance(read, dict)
+    assert read_bytes(read["weights"], 0, read["weights"].n_bytes) == np.array(floats, ">f4").tobytes()
+    assert read["left_children"].tolist() == integers
+    assert read.get("dropped", []) == []
+    assert read["others"] == {key: value for key, value in others.items() if value is not None}
 
 
 def test_linear_and_dart_boosters_are_read(data: Data, tmp_path: Path) -> None:
@@ -189,7 +279,7 @@ def test_reading_runs_and_imports_nothing(model_file: Path, clean_reader: CleanR
         (b"{L\0\0\0\0\0\0\0\x07learnerT}", ProblemKind.CORRUPT),
         (b'{"learner":' + b"[" * 100_000, ProblemKind.LIMIT),
         (b'{"learner":{"gradient_booster":{"model":{"trees":[{"base_weights":[NaN]}]}}}}', ProblemKind.CORRUPT),
-        (b'{"learner":{"gradient_booster":{"model":{"trees":[7]}}}}', ProblemKind.CORRUPT),
+        (b'{"learner":{"gradient_booster":{"model":{"trees":[7]}}}}', ProblemKind.UNSUPPORTED),
         (b'{"learner":{"gradient_booster":{"model":{}}}}', ProblemKind.UNSUPPORTED),
     ],
 )
