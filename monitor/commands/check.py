@@ -20,7 +20,8 @@ from monitor.commands.console import (
     load_config,
     print_json,
 )
-from monitor.commands.measuring import Order, checkpoint_at, measure_files, size_on_disk
+from monitor.commands.measuring import checkpoint_at, measure_files, size_on_disk
+from monitor.files import Order
 from monitor.measure.assemble import assemble
 from storage.records import Checkpoint, Finding, Problem, Severity, StoredSnapshot, Window
 

@@ -19,7 +19,8 @@ from monitor.commands.console import (
     size,
     table,
 )
-from monitor.commands.measuring import Order, checkpoint_at, measure_files, size_on_disk
+from monitor.commands.measuring import checkpoint_at, measure_files, size_on_disk
+from monitor.files import Order
 from monitor.measure.measured import Measured
 from storage.records import Problem, TensorSummary
 

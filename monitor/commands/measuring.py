@@ -1,37 +1,24 @@
-"""Measure single checkpoints for the commands that need no database; in a worker process, like the daemon does."""
+"""Paths of checkpoints as people name them, and their measuring with the exit codes of the commands."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
 from collections.abc import Sequence
 
+from monitor import files
 from monitor.commands.console import CommandError, ExitCode
-from monitor.measure.codec import measured_from_json, pairs_from_json
-from monitor.measure.comparison import Comparison, PairResult, compare, pairs_to_read
-from monitor.measure.matching import match_tensors
+from monitor.files import Order
+from monitor.measure.comparison import Comparison
 from monitor.measure.measured import Measured
-from monitor.measure.options import MeasureOptions
-from monitor.measure.recurrent_bias import join_biases
-from monitor.measure.workers import PoolOptions, WorkerError, WorkerPool
 from monitor.read.directories import claim_units, unit_files, unit_marks
 from monitor.read.reader import ReadError
 from monitor.watch.names import NameRules
 from monitor.watch.scanner import ScanLimits, Scanner
-from storage.records import Problem, ProblemKind
+from storage.records import Problem
 
-_PAIRS_MAX = 5000  # in one task, so that their names fit into a request
 _NAMED_MAX = 5
 _LISTING = ScanLimits(files_max=10_000, names_max=100_000, depth_max=4)
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """One checkpoint to measure; `reference_path` is read beside it for exact differences, None without."""
-
-    path: str
-    reference_path: str | None = None
 
 
 def checkpoint_at(path: str) -> str:
@@ -68,65 +55,21 @@ def size_on_disk(path: str) -> int | None:
 
 
 def measure_files(orders: Sequence[Order]) -> list[Measured | Problem]:
-    """Measure checkpoints one after the other and return, for each, the numbers or the problem that kept them away.
-
-    Raises CommandError for a path where nothing is.
-    """
+    """Measure checkpoints like `files.measure_files`; raises CommandError for a path where nothing is."""
     _require(*(order.path for order in orders))
-    with WorkerPool(PoolOptions(n_workers=1)) as pool:
-        return [_measure(pool, order) for order in orders]
+    return files.measure_files(orders)
 
 
 def compare_files(old_path: str, new_path: str) -> Comparison:
     """Compare two checkpoints tensor by tensor; raises CommandError for one that cannot be read."""
     _require(old_path, new_path)
-    with WorkerPool(PoolOptions(n_workers=1)) as pool:
-        old = _readable(old_path, _measure(pool, Order(path=old_path)))
-        new = _readable(new_path, _measure(pool, Order(path=new_path, reference_path=old_path)))
-        matching, joined = join_biases(match_tensors(old.tensors, new.tensors))
-        pairs = pairs_to_read(matching, new, joined)
-        biases = [dataclasses.asdict(bias) for bias in joined]
-        results: list[PairResult] = []
-        by_name = {tensor.name: tensor for tensor in new.tensors}
-        for start in range(0, max(len(pairs), len(biases)), _PAIRS_MAX):
-            part = slice(start, start + _PAIRS_MAX)
-            payload = {"old_path": old_path, "new_path": new_path, "pairs": pairs[part], "joined": biases[part]}
-            try:
-                results += pairs_from_json(pool.submit("compare", payload).result(), by_name)
-            except (WorkerError, ValueError) as error:
-                problem = _problem(error)
-                raise CommandError(
-                    f"{old_path} and {new_path}: {problem.kind}: {problem.message}", ExitCode.UNREADABLE
-                ) from error
-    return compare(matching, new, results, joined)
-
-
-def _measure(pool: WorkerPool, order: Order) -> Measured | Problem:
-    options = MeasureOptions(drift="exact" if order.reference_path else "sketch")
-    payload = {
-        "path": order.path,
-        "options": dataclasses.asdict(options),
-        "reference_path": order.reference_path,
-    }
     try:
-        return measured_from_json(pool.submit("measure", payload).result())
-    except (WorkerError, ValueError) as error:
-        return _problem(error)
-
-
-def _problem(error: WorkerError | ValueError) -> Problem:
-    if isinstance(error, WorkerError):
-        return error.problem
-    return Problem(kind=ProblemKind.WORKER_CRASHED, message=f"the worker's answer: {error}"[:500])
+        return files.compare_files(old_path, new_path)
+    except files.CheckpointError as error:
+        raise CommandError(str(error), ExitCode.UNREADABLE) from error
 
 
 def _require(*paths: str) -> None:
     for path in paths:
         if not os.path.lexists(path):
             raise CommandError(f"there is no file {path}", ExitCode.UNREADABLE)
-
-
-def _readable(path: str, found: Measured | Problem) -> Measured:
-    if isinstance(found, Problem):
-        raise CommandError(f"{path}: {found.kind}: {found.message}", ExitCode.UNREADABLE)
-    return found

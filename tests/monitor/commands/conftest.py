@@ -61,7 +61,7 @@ def cli(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state-home"))
     monkeypatch.setenv("CKPTWATCH_WATCH__SETTLE_SECONDS", "0.1")
     monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setattr("monitor.commands.measuring.WorkerPool", lambda _: contextlib.nullcontext(pool))
+    monkeypatch.setattr("monitor.files.WorkerPool", lambda _: contextlib.nullcontext(pool))
     signals = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     root_logger = logging.getLogger()
     handlers, level = list(root_logger.handlers), root_logger.level
