@@ -20,7 +20,7 @@ import sys
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
-from benchmarks.detection import journal, report
+from benchmarks.detection import journal, markdown, report
 from benchmarks.detection.trials import Result, Trial, planned, run
 
 RESULTS = Path(__file__).parent.parent / "results" / "detection.json"
@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--journal", type=Path, help="keep each result in this file as soon as it is there")
     parser.add_argument("--report", action="store_true", help="train nothing, report what is in the journal")
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")
+    parser.add_argument("--markdown", action="store_true", help="print the tables of docs/detection.md")
     parser.add_argument("--verbose", action="store_true", help="print every false alarm and every fault not found")
     chosen = parser.parse_args()
     n_seeds = chosen.seeds or (10 if chosen.full else 2)
@@ -53,7 +54,7 @@ def main() -> None:
     if not chosen.report:
         results += _run([t for t in trials if t not in known], chosen.jobs, chosen.journal)
     document = report.document(results)
-    print(report.text(document))
+    print(markdown.text(document) if chosen.markdown else report.text(document))
     if chosen.verbose:
         print(report.details(results))
     if chosen.write:

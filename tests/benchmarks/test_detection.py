@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.detection import journal, report, sagemaker, trials
+from benchmarks.detection import journal, markdown, report, sagemaker, trials
 from benchmarks.detection.faults import FAULTS
 from benchmarks.detection.settings import SETTINGS
 from benchmarks.detection.training import Plan, Seen
@@ -36,6 +37,9 @@ def test_a_sound_training_is_quiet_and_the_same_one_with_a_fault_is_not() -> Non
     assert [(a.rule, a.checkpoint) for a in faulty.alerts] == [("nonfinite", faulty.first_bad)]
     found = report.document([sound, faulty])["all"]["ckptwatch"]
     assert (found["found_share"], found["median_delay"], found["n_false_alerts"]) == (1.0, 0, 0)
+    document = report.document([sound, faulty])
+    assert re.search(r"nan_in_one_tensor +1/1 0 late nonfinite", report.text(document))
+    assert "| one element of one saved tensor is NaN | 1 of 1 | 0 | nonfinite |" in markdown.text(document)
 
 
 def test_every_fault_applies_to_several_settings_and_three_seeds_try_every_pair() -> None:
