@@ -125,14 +125,18 @@ class World:
 
     def finish(self, n_saved: int) -> None:
         """Let a daemon without faults do what is left, deliver, look once more at everything, and stop in order."""
+        n_starts = self._n_starts()
         running = self.start()
         try:
+            wait_for("the start", lambda: self._n_starts() > n_starts or running.is_over_within(0), SECONDS_MAX)
             wait_for(f"{n_saved} snapshots", lambda: self._is_over(running, n_saved), SECONDS_MAX)
         finally:
             status = running.kill(signal.SIGTERM)
         assert status == 0, running.log[-3000:]
-        again = self.start("close.begin=stall")  # old sketches are thinned at the start
-        again.kill(signal.SIGKILL)
+        self.start("retention.done=kill").wait(SECONDS_MAX)  # old sketches are thinned after the start
+
+    def _n_starts(self) -> int:
+        return self.log.read_text(errors="replace").count("watching ") if self.log.exists() else 0
 
     def _is_over(self, running: Running, n_saved: int) -> bool:
         assert running.status is None, running.log[-3000:]
