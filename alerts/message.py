@@ -6,6 +6,7 @@ line around is written out here, once, so that no notifier has to think of it.
 
 from __future__ import annotations
 
+import shlex
 from datetime import UTC, datetime
 
 from alerts.notifier import Message, printable, printable_path
@@ -133,6 +134,8 @@ def resume_facts(notification: Notification) -> list[tuple[str, str]]:
     return [
         ("Last good checkpoint", "step unknown" if step is None else f"step {step}"),
         ("Resume from", printable_path(notification.last_good_path)),
+        # Asked anew when it is run, so that an hour later it does not bring back what has gone bad since.
+        ("Resume with", f'--resume "$(ckptwatch last-good {shlex.quote(printable_path(notification.alert.run))})"'),
     ]
 
 

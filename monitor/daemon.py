@@ -211,6 +211,8 @@ class Daemon:
             interval_seconds=config.export.interval_seconds,
             telemetry=self.telemetry,
         )
+        with self.database.read() as session:
+            self.telemetry.remember_deliveries(telling.last_sent(session))
         self.telemetry.watch_backlog(self._oldest_seconds)
         self._collect_storage({s.name: s.severity or s.rule.severity for s in settings.rules})
 

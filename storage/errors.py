@@ -198,7 +198,8 @@ def hide_password(address: str) -> str:
     head, at, rest = address.rpartition("@")
     scheme, mark, login = head.partition("://")
     user, colon, _ = login.partition(":")
-    return f"{scheme}{mark}{user}:***@{rest}" if at and mark and colon else address
+    has_password = at and mark and colon and not scheme.startswith("sqlite")
+    return f"{scheme}{mark}{user}:***@{rest}" if has_password else address
 
 
 def make_error(kind: DatabaseErrorKind, where: str, reason: str) -> DatabaseError:

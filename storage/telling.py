@@ -101,6 +101,17 @@ def told_notifiers(session: Session, conversation: str) -> frozenset[str]:
     return frozenset(session.scalars(statement))
 
 
+def last_sent(session: Session) -> dict[str, float]:
+    """Return when the last message was sent to each notifier (Unix time); those never reached are left out."""
+    statement = (
+        select(OutboxRow.notifier, func.max(OutboxRow.sent_at))
+        .where(OutboxRow.state == "sent", OutboxRow.sent_at.is_not(None))
+        .group_by(OutboxRow.notifier)
+        .limit(NOTIFIERS_MAX)
+    )
+    return {notifier: at for notifier, at in session.execute(statement) if at is not None}
+
+
 def silences(session: Session, *, now: float, limit: int = SILENCES_MAX) -> list[Silence]:
     """Return the silences that last at a time, those that end first before the others."""
     statement = select(*table(SilenceRow).c).where(SilenceRow.ends_at > now)

@@ -6,7 +6,7 @@ from closed lists and start at 0, so that a rate over them is right from the fir
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -82,7 +82,7 @@ class Telemetry:
         )
         self.last_notification_success = Gauge(
             "ckptwatch_last_notification_success_timestamp_seconds",
-            "Unix time of the last delivered notification, 0 when none was delivered since the daemon started.",
+            "Unix time of the last delivered notification, 0 when none ever was.",
             ["notifier"],
             registry=registry,
         )
@@ -96,7 +96,8 @@ class Telemetry:
             "ckptwatch_export_failures", "Exports of metrics that failed.", ["exporter"], registry=registry
         )
         self._watch_database(registry)
-        self._initialise(notifiers, rules, exporters)
+        self._notifiers = frozenset(notifiers)
+        self._initialise(self._notifiers, rules, exporters)
 
     def _watch_database(self, registry: CollectorRegistry) -> None:
         self.database_writable = Gauge(
@@ -140,6 +141,11 @@ class Telemetry:
             self.last_notification_success.labels(notifier).set(now)
         else:
             self.notification_failures.labels(notifier).inc()
+
+    def remember_deliveries(self, last_sent: Mapping[str, float]) -> None:
+        """Take over, at the start, when each configured notifier was last reached (Unix times)."""
+        for notifier in self._notifiers & last_sent.keys():
+            self.last_notification_success.labels(notifier).set(last_sent[notifier])
 
     def count_export(self, exporter: str, *, worked: bool) -> None:
         """Count one try to export metrics."""

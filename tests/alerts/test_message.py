@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import fields
 
 from hypothesis import given
@@ -26,6 +27,7 @@ def test_a_firing_alert_says_what_where_and_from_where_to_go_on() -> None:
         ("Tensor", "a.weight"),
         ("Last good checkpoint", "step 6"),
         ("Resume from", "/data/gpt/checkpoint-6.pt"),
+        ("Resume with", '--resume "$(ckptwatch last-good gpt)"'),
         ("Since", "2023-11-14 22:13:20 UTC"),
         ("first bad tensor", "a.weight"),
     )
@@ -34,7 +36,13 @@ def test_a_firing_alert_says_what_where_and_from_where_to_go_on() -> None:
 def test_without_a_good_checkpoint_it_says_so() -> None:
     facts = dict(compose(make_notification(last_good_step=None, last_good_path=None)).facts)
     assert facts["Last good checkpoint"] == "none known"
-    assert "Resume from" not in facts
+    assert not {"Resume from", "Resume with"} & facts.keys()
+
+
+def test_the_command_that_resumes_is_fit_for_a_shell_whatever_the_run_is_called() -> None:
+    notification = make_notification(alert=make_alert(run="a b'; rm -rf $HOME #"))
+    command = dict(compose(notification).facts)["Resume with"].removeprefix('--resume "$(').removesuffix(')"')
+    assert shlex.split(command) == ["ckptwatch", "last-good", "a b'; rm -rf $HOME #"]
 
 
 def test_a_path_is_called_a_checkpoint_and_not_a_tensor() -> None:

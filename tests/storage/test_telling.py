@@ -132,3 +132,20 @@ def test_runs_with_something_untold_are_those_where_somebody_is_still_to_be_told
     with database.read() as session:
         assert telling.runs_with_untold_alerts(session, severity_min=Severity.WARNING) == {"gpt"}
         assert telling.runs_with_untold_alerts(session, severity_min=Severity.INFO) == {"gpt", "llama"}
+
+
+def test_when_each_notifier_was_last_reached_is_known(database: Database) -> None:
+    store(database, FIRING)
+    for notifier in ("pager", "slack", "dead"):
+        tell(database, FIRING, notifier)
+    tell(database, FIRING, "pager", "resolved")
+    with database.write() as session:
+        due = {
+            (n.notifier, n.reason): n.id
+            for name in ("pager", "slack")
+            for n in queries.due_notifications(session, name, now=2.0, limit=9)
+        }
+        writer.mark_sent(session, due["pager", "firing"], 7.0)
+        writer.mark_sent(session, due["slack", "firing"], 5.0)
+    with database.read() as session:
+        assert telling.last_sent(session) == {"pager": 7.0, "slack": 5.0}

@@ -45,6 +45,7 @@ def test_the_payload_of_a_firing_alert() -> None:
                     {"type": "mrkdwn", "text": "*Tensor*\n`a.weight`"},
                     {"type": "mrkdwn", "text": "*Last good checkpoint*\n`step 6`"},
                     {"type": "mrkdwn", "text": "*Resume from*\n`/data/gpt/checkpoint-6.pt`"},
+                    {"type": "mrkdwn", "text": '*Resume with*\n`--resume "$(ckptwatch last-good gpt)"`'},
                     {"type": "mrkdwn", "text": "*Since*\n`2023-11-14 22:13:20 UTC`"},
                     {"type": "mrkdwn", "text": "*Hit*\n`1 parameter`"},
                 ],

@@ -56,3 +56,13 @@ def test_the_backlog_is_asked_for_at_each_scrape() -> None:
     second = generate_latest(registry)
     assert b"ckptwatch_oldest_unprocessed_seconds 0.0\n" in first
     assert b"ckptwatch_oldest_unprocessed_seconds 12.5\n" in second
+
+
+def test_the_last_delivery_is_remembered_over_a_restart_for_those_who_are_still_configured() -> None:
+    registry = CollectorRegistry()
+    telemetry = Telemetry(registry, version="1", notifiers=("slack", "email"))
+    telemetry.remember_deliveries({"slack": 1234.5, "pager": 99.0})
+    name = "ckptwatch_last_notification_success_timestamp_seconds"
+    assert value(registry, name, notifier="slack") == 1234.5
+    assert value(registry, name, notifier="email") == 0
+    assert value(registry, name, notifier="pager") is None
