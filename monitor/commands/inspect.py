@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from enum import StrEnum
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -20,6 +22,7 @@ from monitor.commands.console import (
     table,
 )
 from monitor.commands.measuring import checkpoint_at, measure_files, size_on_disk
+from monitor.commands.picture_file import check_output, save
 from monitor.files import Order
 from monitor.measure.measured import Measured
 from storage.records import Problem, TensorSummary
@@ -41,6 +44,9 @@ def inspect(
     path: Annotated[str, typer.Argument(help="A checkpoint.")],
     sort: Annotated[SortKey, typer.Option(help="Order of the tensors.")] = SortKey.POSITION,
     pattern: Annotated[str, typer.Option("--filter", metavar="GLOB", help="Only tensors with such a name.")] = "*",
+    picture: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Also draw the distributions: .png, .svg or .pdf.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Show every tensor of a checkpoint with its statistics; nothing in the file is executed.
@@ -48,6 +54,8 @@ def inspect(
     Example: ckptwatch inspect model.safetensors --sort norm --filter "*.weight"
     """
     path = checkpoint_at(path)
+    if picture is not None:
+        check_output(picture, force=True)
     found = measure_files([Order(path=path)])[0]
     tensors = [] if isinstance(found, Problem) else _chosen(found, sort, pattern)
     if json:
@@ -56,6 +64,17 @@ def inspect(
         _print_table(path, found, tensors)
     if isinstance(found, Problem):
         raise CommandError(f"{path}: {found.kind}: {found.message}", ExitCode.UNREADABLE)
+    if picture is not None:
+        _draw(path, found, picture)
+
+
+def _draw(path: str, found: Measured, picture: Path) -> None:
+    from monitor import pictures  # noqa: PLC0415 - most inspections draw nothing and should start fast
+
+    try:
+        save(pictures.histograms(os.path.basename(path), found), picture)
+    except pictures.NothingToDrawError as error:
+        sys.stderr.write(f"ckptwatch: no picture: {error}\n")
 
 
 def document(path: str, found: Measured | Problem, tensors: list[TensorSummary]) -> dict[str, Any]:
