@@ -35,17 +35,20 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--settings", nargs="+")
     parser.add_argument("--faults", nargs="+", help='names of faults, "" for the sound training')
-    parser.add_argument("--every-pair", action="store_true", help="try each fault in each setting with each seed")
+    parser.add_argument(
+        "--one-in", type=int, help="each seed tries one in so many pairs of setting and fault; 9, full 3, named 1"
+    )
     parser.add_argument("--journal", type=Path, help="keep each result in this file as soon as it is there")
     parser.add_argument("--report", action="store_true", help="train nothing, report what is in the journal")
     parser.add_argument("--write", action="store_true", help=f"write {RESULTS.name}")
     parser.add_argument("--markdown", action="store_true", help="print the tables of docs/detection.md")
     parser.add_argument("--verbose", action="store_true", help="print every false alarm and every fault not found")
     chosen = parser.parse_args()
-    n_seeds = chosen.seeds or (10 if chosen.full else 2)
+    seeds = range(chosen.first_seed, chosen.first_seed + (chosen.seeds or (10 if chosen.full else 2)))
+    named = chosen.settings is not None or chosen.faults is not None
     trials = [
         trial
-        for trial in planned(range(chosen.first_seed, chosen.first_seed + n_seeds), thinned=not chosen.every_pair)
+        for trial in planned(seeds, one_in=chosen.one_in or (1 if named else 3 if chosen.full else 9))
         if (chosen.settings is None or trial.setting in chosen.settings)
         and (chosen.faults is None or trial.fault in chosen.faults)
     ]
@@ -53,7 +56,8 @@ def main() -> None:
     results = [known[t] for t in trials if t in known]
     if not chosen.report:
         results += _run([t for t in trials if t not in known], chosen.jobs, chosen.journal)
-    document = report.document(results)
+    place = {trial: number for number, trial in enumerate(trials)}
+    document = report.document(sorted(results, key=lambda result: place[result.trial]))
     print(markdown.text(document) if chosen.markdown else report.text(document))
     if chosen.verbose:
         print(report.details(results))

@@ -21,8 +21,6 @@ from benchmarks.detection.sklearn_training import Estimator
 from benchmarks.detection.training import Seen, train
 from benchmarks.detection.watching import Fired, Watch
 
-THINNED = 3  # of the pairs of setting and fault each seed tries one in so many
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
@@ -45,10 +43,10 @@ class Result:
     debugger: tuple[Fired, ...]
 
 
-def planned(seeds: Sequence[int], *, thinned: bool = True) -> list[Trial]:
-    """Return every setting without a fault for each seed, and with every third of the faults that apply to it.
+def planned(seeds: Sequence[int], *, one_in: int) -> list[Trial]:
+    """Return every setting without a fault for each seed, and with one in so many of the faults that apply to it.
 
-    Which third changes with the seed, so that three seeds try all pairs.
+    Which ones changes with the seed, so that as many seeds try all pairs.
     """
     trials = []
     for seed in seeds:
@@ -57,7 +55,7 @@ def planned(seeds: Sequence[int], *, thinned: bool = True) -> list[Trial]:
             trials += [
                 Trial(setting=setting.name, fault=fault.name, seed=seed)
                 for number, fault in enumerate(f for f in FAULTS if f.applies(setting))
-                if not thinned or (place + number) % THINNED == seed % THINNED
+                if (place + number) % one_in == seed % one_in
             ]
     return trials
 
