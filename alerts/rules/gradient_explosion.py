@@ -29,6 +29,7 @@ SOURCE_TEXT = {
     "rmsprop_ema": "RMSprop second moment, running average",
     "adagrad_window": "Adagrad sum of squares, over the steps since the checkpoint before",
     "adagrad_ema": "Adagrad sum of squares, mean since the beginning",
+    "adam_8bit_bound": "Adam second moment in 8 bits, an upper bound",
     "adamax_max": "Adamax decayed maximum, an upper bound",
     "sgd_momentum": "SGD momentum, as if gradients were mostly noise",
     "lion_momentum": "Lion momentum, as if gradients were mostly noise",

@@ -8,9 +8,14 @@ which a checkpoint holds state, in the order of how much it tells:
 - RMSprop and Adadelta keep v = a v + (1 - a) g^2 without a correction; the sum of its weights is 1 - a^t all the same.
 - Adagrad keeps the plain sum of squares: the window's mean is exact and unweighted.
 - Adamax keeps a decayed maximum of |g|, an upper bound.
+- Ftrl's accumulator is Adagrad's sum.
+- bitsandbytes keeps Adam's second moment of large tensors in 8 bits, v = code x (largest v of its block of 256), that
+  of small ones as it is. No element is larger than the largest of its block: 256 times the sum of these is an upper
+  bound, which rises and falls with the gradients.
 - SGD's momentum b = mu b + (1 - tau) g and Lion's m = b2 m + (1 - b2) g hold sums, not sizes. For gradients that are
   mostly noise |g| is about sqrt(1 - mu^2) |b| / (1 - tau), and sqrt((1 + b2) / (1 - b2)) |m|; for gradients that all
-  point one way it is less. A number to follow, not to believe in.
+  point one way it is less. A number to follow, not to believe in. Keras and scikit-learn keep m = mu m - lr g, which is
+  divided by the learning rate as it is now.
 """
 
 from __future__ import annotations
@@ -23,14 +28,19 @@ from dataclasses import dataclass
 from storage.records import GradientEstimate, TensorSummary
 
 _PART = re.compile(
-    r"^(?P<optimizer>optimizer(?:\.\d+)?)\.state\.(?P<key>.+)\."
+    r"^(?P<optimizer>optimizer(?:\.\d+)?)\.state\.(?P<key>.+?)\."
     r"(?P<part>exp_avg_sq_row|exp_avg_sq_col|row_var|col_var|variance|exp_avg_sq|square_avg|sum|exp_inf|"
-    r"momentum_buffer|exp_avg)$"
+    r"momentum_buffer|exp_avg|accumulator|state1|state2|(?:__bnb_optimizer_quant_state__\.)?absmax2)$"
 )
 _SLACK = 1e-5  # times the old sum: what rounding can do; below minus that, the state was replaced
 _EXACT_STEPS_MAX = 20_000
 _DECAY_RATE = -0.8
 _GROUPS_MAX = 1000
+_BLOCK_ELEMENTS = 256
+_SETTINGS = (
+    *("params.length", "alpha", "rho", "momentum", "dampening", "betas.1", "decay_rate", "beta2_decay", "lr"),
+    "momentum_holds_lr",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +72,8 @@ def other_estimate(
     """Estimate the global gradient norm from the state of any optimizer but Adam, None where there is none to read.
 
     Sources: "adafactor", "rmsprop", "adagrad", each with "_window" over the steps since the reference or with "_ema"
-    over the optimizer's memory; "adamax_max", "sgd_momentum", "lion_momentum" over a memory of unknown length.
+    over the optimizer's memory; "adam_8bit_bound", "adamax_max", "sgd_momentum", "lion_momentum" over a memory of
+    unknown length.
     """
     now = parts_of(tensors, scalars)
     old = {p.name: p for p in parts_of(reference_tensors, reference_scalars or {})}
@@ -71,6 +82,9 @@ def other_estimate(
         if found:
             before = {m.name: m for p in old.values() if (m := memory(p)) is not None}
             return _of_squares(source, found, before)
+    bounds = [b for p in now if (b := _adam_8bit(p)) is not None]
+    if bounds and math.isfinite(square := math.fsum(bounds)):
+        return GradientEstimate(norm=math.sqrt(square), source="adam_8bit_bound", window_steps=None)
     for source, norm in (("adamax_max", _adamax), ("sgd_momentum", _sgd), ("lion_momentum", _lion)):
         norms = [n for p in now if (n := norm(p)) is not None]
         if norms and math.isfinite(total := math.hypot(*norms)):
@@ -100,10 +114,9 @@ def parts_of(tensors: Iterable[TensorSummary], scalars: Mapping[str, float]) -> 
 def _options(optimizer: str, key: str, scalars: Mapping[str, float]) -> Mapping[str, float]:
     """Return the numbers of the group that holds a state; for a named state those that all groups agree on."""
     groups: list[dict[str, float]] = []
-    names = ("params.length", "alpha", "rho", "momentum", "dampening", "betas.1", "decay_rate", "beta2_decay", "lr")
     for group in range(_GROUPS_MAX):
         prefix = f"{optimizer}.param_groups.{group}."
-        numbers = {n: scalars[prefix + n] for n in names if prefix + n in scalars}
+        numbers = {n: scalars[prefix + n] for n in _SETTINGS if prefix + n in scalars}
         if not numbers:
             break
         groups.append(numbers)
@@ -166,7 +179,7 @@ def _rmsprop(parts: Parts) -> _Memory | None:
 
 
 def _adagrad(parts: Parts) -> _Memory | None:
-    total = _sum(parts.tensors.get("sum"))
+    total = _sum(parts.tensors.get("sum", parts.tensors.get("accumulator")))
     if total is None or parts.step is None:
         return None
     return _Memory(name=parts.name, total=total, step=parts.step, kept=lambda a, b: 1.0)  # noqa: ARG005 - all is kept
@@ -213,7 +226,22 @@ def _sgd(parts: Parts) -> float | None:
     damping = parts.options.get("dampening", 0.0)
     if norm is None or momentum is None or not 0.0 <= momentum < 1.0 or not 0.0 <= damping < 1.0:
         return None
-    return math.sqrt(1.0 - momentum**2) * norm / (1.0 - damping)
+    rate = parts.options.get("lr", 0.0) if "momentum_holds_lr" in parts.options else 1.0
+    return math.sqrt(1.0 - momentum**2) * norm / (1.0 - damping) / rate if rate > 0.0 else None
+
+
+def _adam_8bit(parts: Parts) -> float | None:
+    """Return the square of a bound on the gradient's norm from a second moment as bitsandbytes keeps it."""
+    held, beta2 = parts.tensors, parts.options.get("betas.1")
+    block_maxima = held.get("absmax2", held.get("__bnb_optimizer_quant_state__.absmax2"))
+    if "state2" not in held or beta2 is None or not 0.0 <= beta2 < 1.0 or not parts.step:
+        return None
+    if block_maxima is not None:
+        largest = _sum(block_maxima)
+        total = None if largest is None else min(_BLOCK_ELEMENTS, held["state2"].n_elements) * largest
+    else:
+        total = _sum(held["state2"]) if held["state2"].dtype == "float32" else None
+    return None if total is None else total / (1.0 - beta2**parts.step)
 
 
 def _lion(parts: Parts) -> float | None:

@@ -71,7 +71,9 @@ _OTHER_WORDS = (
     "history",
 )
 _BUFFER_NAMES = frozenset({"running_mean", "running_var", "num_batches_tracked"})
-_COUNTER_NAMES = frozenset({*STEP_KEYS, *EPOCH_KEYS, "lr", "learning_rate", "loss", "best_loss", "best_val_loss"})
+_COUNTER_NAMES = frozenset(
+    {*STEP_KEYS, *EPOCH_KEYS, "lr", "learning_rate", "loss", "best_loss", "best_val_loss", "n_averaged"}
+)
 _NON_FLOAT_PREFIXES = ("int", "uint", "bool")
 
 STEP_MAX = 2**62  # a step beyond this is no count of steps

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 import pytest
 import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.neural_network import MLPRegressor
 from transformers.optimization import Adafactor as HuggingFaceAdafactor
 
 from monitor.measure.optimizer import gradient_estimate
+from monitor.measure.options import MeasureOptions
+from monitor.measure.snapshot import measure_path
 from storage.records import GradientEstimate, TensorSummary
 from tests.support.measuring import summarise
 
@@ -188,3 +195,86 @@ def test_a_long_window_of_adafactor_is_the_same_by_integral_as_by_product() -> N
 @pytest.mark.parametrize("make", [lambda p: torch.optim.SGD(p, lr=0.1), torch.optim.Rprop])
 def test_an_optimizer_that_keeps_no_gradients_gives_no_estimate(make: Make) -> None:
     assert gradient_estimate(*Training(make).steps(5)) is None
+
+
+def test_scikit_learns_sgd_solver_keeps_the_rate_in_its_velocities(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 8))
+    estimates = []
+    for rate in (1e-3, 4e-3):
+        model = MLPRegressor(hidden_layer_sizes=(16,), solver="sgd", learning_rate_init=rate, max_iter=3, random_state=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model.fit(x, x[:, 0])
+        joblib.dump(model, tmp_path / "model.joblib")
+        measured = measure_path(str(tmp_path / "model.joblib"), MeasureOptions())
+        found = gradient_estimate(measured.tensors, measured.scalars)
+        assert found is not None
+        assert found.source == "sgd_momentum"
+        squares = sum(float(np.square(v).sum()) for v in model._optimizer.velocities)
+        assert found.norm == pytest.approx(math.sqrt((1 - 0.9**2) * squares) / rate, rel=1e-6)
+        estimates.append(found.norm)
+    assert 0.3 < estimates[1] / estimates[0] < 3.0  # four times the rate is not four times the gradient
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # TensorFlow alone takes its time
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Keras over NumPy
+def test_every_optimizer_of_keras_gives_about_the_same_estimate_of_the_same_training(tmp_path: Path) -> None:
+    keras = pytest.importorskip("keras")
+    made = keras.optimizers
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(64, 8)).astype("float32"), rng.normal(size=(64, 1)).astype("float32")
+    norms = {}
+    for optimizer in (
+        made.Adam(1e-4),
+        made.SGD(1e-4, momentum=0.9),
+        made.RMSprop(1e-5),
+        made.Adadelta(1e-4),
+        made.Adagrad(1e-4, initial_accumulator_value=0.0),
+        made.Lion(1e-5),
+    ):
+        keras.utils.set_random_seed(1)
+        model = keras.Sequential([keras.layers.Input((8,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(1)])
+        model.compile(optimizer, "mse")
+        model.fit(x, y, epochs=3, batch_size=16, verbose=0)
+        path = tmp_path / f"{optimizer.name}.keras"
+        model.save(path)
+        measured = measure_path(str(path), MeasureOptions())
+        found = gradient_estimate(measured.tensors, measured.scalars)
+        assert found is not None, optimizer.name
+        norms[optimizer.name] = found.norm
+    assert max(norms.values()) < 2.5 * min(norms.values()), norms
+
+
+def eight_bit(moment: np.ndarray[Any, Any]) -> dict[str, torch.Tensor]:
+    """Quantise a second moment as bitsandbytes does: 256 codes, and the largest of each block of 256 elements."""
+    codes = np.linspace(0.0, 1.0, 256, dtype=np.float32)
+    blocks = np.pad(moment, (0, -moment.size % 256)).reshape(-1, 256)
+    largest = blocks.max(axis=1)
+    state = np.searchsorted(codes, (blocks / largest[:, None]).reshape(-1)[: moment.size]).astype(np.uint8)
+    found = {"state2": state, "absmax2": largest.astype(np.float32), "qmap2": codes}
+    return {key: torch.from_numpy(value) for key, value in found.items()}
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_eight_bit_moments_give_a_bound_that_follows_the_gradients(tmp_path: Path, nested: bool) -> None:
+    rng = np.random.default_rng(0)
+    found = []
+    for scale in (1.0, 50.0):
+        large, small = (scale**2 * rng.chisquare(1, n).astype(np.float32) for n in (10_000, 100))
+        packed: dict[str, Any] = eight_bit(large)
+        if nested:
+            names = ("absmax2", "qmap2")
+            packed["__bnb_optimizer_quant_state__"] = {name: packed.pop(name) for name in names}
+        state = {0: {"step": 3000, **packed}, 1: {"step": 3000, "state2": torch.from_numpy(small)}}
+        group = {"lr": 1e-3, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0, "params": [0, 1]}
+        torch.save({"optimizer": {"state": state, "param_groups": [group]}}, tmp_path / "optimizer.pt")
+        measured = measure_path(str(tmp_path / "optimizer.pt"), MeasureOptions())
+        estimate = gradient_estimate(measured.tensors, measured.scalars)
+        assert estimate is not None
+        assert estimate.source == "adam_8bit_bound"
+        true = math.sqrt(float(large.sum()) + float(small.sum()))
+        assert true <= estimate.norm <= 4.0 * true
+        found.append(estimate.norm)
+    assert found[1] / found[0] == pytest.approx(50.0, rel=0.1)
