@@ -201,7 +201,7 @@ def _compare_weights(new: Place, old: Place, known: Mapping[int, Sketch], stored
         return f"its parameters are not those of {_named(old)}; --tensor compares those that are in both"
     old_norm, new_norm = old.weight_norm, new.weight_norm
     if stored is not None and stored.is_exact and old_norm is not None and new_norm is not None:
-        difference = math.sqrt(stored.squares)
+        difference = stored.difference_l2
         distance = sketch.cosine_distance_of(new_norm, old_norm, difference)
         cosine = None if distance is None else 1.0 - distance
         return _Compared(old_norm=old_norm, difference=difference, cosine=cosine, method="exact")
@@ -234,7 +234,7 @@ def _compare_tensors(
     old_norm = math.hypot(*(o.norm_l2 or 0.0 for _, o in both))
     new_norm = math.hypot(*(n.norm_l2 or 0.0 for n, _ in both))
     if stored is not None and stored.is_exact and stored.n_tensors == len(both):
-        difference = math.sqrt(stored.squares)
+        difference = stored.difference_l2
         distance = sketch.cosine_distance_of(new_norm, old_norm, difference)
         cosine = None if distance is None else 1.0 - distance
         return _Compared(old_norm=old_norm, difference=difference, cosine=cosine, method="exact", n_tensors=len(both))

@@ -6,6 +6,7 @@ Reads only, and never judges. Sketches are large: they come snapshot by snapshot
 from __future__ import annotations
 
 import fnmatch
+import math
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -58,14 +59,14 @@ class TensorSketch:
 class DriftSum:
     """The stored drifts of some tensors of one snapshot from the one before it, added up.
 
-    `squares` is the sum of their squared distances over the `n_known` of `n_tensors` that have one; `is_exact` says
-    that both files were read for all of them.
+    `difference_l2` is |w - w0| over the `n_known` of `n_tensors` that have one; `is_exact` says that both files were
+    read for all of them.
     """
 
     reference_step: int | None
     n_tensors: int
     n_known: int
-    squares: float
+    difference_l2: float
     is_exact: bool
 
 
@@ -139,6 +140,8 @@ def tensors(
         .where(statistics.snapshot_id == snapshot_id, statistics.tied_to.is_(None))
         .order_by(statistics.position)
     )
+    if len(numbers) <= _BATCH_ROWS:
+        chosen = chosen.where(statistics.tensor_id.in_(list(numbers)))
     wanted = set(numbers)
     found = [row for row in session.execute(chosen) if row.tensor_id in wanted]
     kept: dict[int, Sketch] = {}
@@ -170,35 +173,40 @@ def drift_sums(session: Session, snapshot_ids: Sequence[int], numbers: Collectio
     sums: dict[int, DriftSum] = {}
     wanted = None if numbers is None else set(numbers)
     for start in range(0, len(snapshot_ids), _BATCH_ROWS):
-        statement = (
-            select(
-                DriftRow.snapshot_id,
-                DriftRow.tensor_id,
-                DriftRow.reference_step,
-                DriftRow.method,
-                DriftRow.difference_l2,
-            )
-            .join(
-                StatisticsRow,
-                (StatisticsRow.tensor_id == DriftRow.tensor_id) & (StatisticsRow.snapshot_id == DriftRow.snapshot_id),
-            )
-            .where(DriftRow.snapshot_id.in_(snapshot_ids[start : start + _BATCH_ROWS]), StatisticsRow.tied_to.is_(None))
-        )
-        if wanted is None:
-            statement = statement.join(TensorRow, TensorRow.id == DriftRow.tensor_id)
-            statement = statement.where(TensorRow.kind == TensorKind.PARAMETER.value)
-        for number, tensor, step, method, difference in session.execute(statement):
-            if wanted is not None and tensor not in wanted:
+        part = snapshot_ids[start : start + _BATCH_ROWS]
+        # Both tables lie clustered by snapshot: read one after the other they cost a fraction of what a join costs.
+        statistics = select(StatisticsRow.snapshot_id, StatisticsRow.tensor_id)
+        ties = statistics.where(StatisticsRow.snapshot_id.in_(part), StatisticsRow.tied_to.is_not(None))
+        tied = {(number, tensor) for number, tensor in session.execute(ties)}
+        columns = (DriftRow.snapshot_id, DriftRow.tensor_id, DriftRow.reference_step, DriftRow.method)
+        drifts = select(*columns, DriftRow.difference_l2).where(DriftRow.snapshot_id.in_(part))
+        if wanted is not None and len(wanted) <= _BATCH_ROWS:
+            drifts = drifts.where(DriftRow.tensor_id.in_(list(wanted)))
+        found = session.execute(drifts).all()
+        chosen = _parameters(session, {row.tensor_id for row in found}) if wanted is None else wanted
+        for number, tensor, step, method, difference in found:
+            if tensor not in chosen or (number, tensor) in tied:
                 continue
             old = sums.get(number)
             sums[number] = DriftSum(
                 reference_step=step,
                 n_tensors=1 + (old.n_tensors if old else 0),
                 n_known=(difference is not None) + (old.n_known if old else 0),
-                squares=(difference or 0.0) ** 2 + (old.squares if old else 0.0),
+                difference_l2=math.hypot(difference or 0.0, old.difference_l2 if old else 0.0),
                 is_exact=method == "exact" and (old is None or old.is_exact),
             )
     return sums
+
+
+def _parameters(session: Session, numbers: Collection[int]) -> set[int]:
+    """Return those of some tensors that are parameters."""
+    asked, found = list(numbers), set[int]()
+    for start in range(0, len(asked), _BATCH_ROWS):
+        statement = select(TensorRow.id).where(
+            TensorRow.id.in_(asked[start : start + _BATCH_ROWS]), TensorRow.kind == TensorKind.PARAMETER.value
+        )
+        found.update(session.scalars(statement))
+    return found
 
 
 def _weights() -> Select[tuple[int, str, int, int, str, bytes]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from sqlalchemy import text
 
 from storage import sketches, writer
@@ -120,8 +122,8 @@ def test_drifts_are_added_up_over_parameters_or_the_tensors_asked_for(database: 
         moment = sketches.tensor_numbers(session, "gpt", "moment")
         one = sketches.drift_sums(session, [exact, mixed], moment)
     assert sums == {
-        exact: DriftSum(reference_step=1, n_tensors=2, n_known=2, squares=25.0, is_exact=True),
-        mixed: DriftSum(reference_step=1, n_tensors=2, n_known=2, squares=2.0, is_exact=False),
-        unknown: DriftSum(reference_step=1, n_tensors=2, n_known=1, squares=4.0, is_exact=True),
+        exact: DriftSum(reference_step=1, n_tensors=2, n_known=2, difference_l2=5.0, is_exact=True),
+        mixed: DriftSum(reference_step=1, n_tensors=2, n_known=2, difference_l2=math.sqrt(2.0), is_exact=False),
+        unknown: DriftSum(reference_step=1, n_tensors=2, n_known=1, difference_l2=2.0, is_exact=True),
     }
-    assert one == {exact: DriftSum(reference_step=1, n_tensors=1, n_known=1, squares=25.0, is_exact=False)}
+    assert one == {exact: DriftSum(reference_step=1, n_tensors=1, n_known=1, difference_l2=5.0, is_exact=False)}
