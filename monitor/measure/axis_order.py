@@ -16,7 +16,7 @@ from operator import mul
 import numpy as np
 import numpy.typing as npt
 
-from monitor.measure.name_rules import is_gru, is_recurrent, is_transposing
+from monitor.measure.name_rules import attention_part, is_gru, is_recurrent, is_transposing
 
 Shape = tuple[int, ...]
 Positions = npt.NDArray[np.int64]
@@ -113,16 +113,39 @@ def possible_orders(source: tuple[str, Shape], target: tuple[str, Shape], sizes:
 def _expected(source: tuple[str, Shape], target: tuple[str, Shape]) -> AxisOrder | None:
     """Return the order that the names tell: kernels have their outputs last, PyTorch's weights first."""
     (source_name, source_shape), (target_name, target_shape) = source, target
-    n = len(source_shape)
-    if n < 2 or n != len(target_shape) or n > DIMENSIONS_MAX:
-        return None
-    axes = (n - 1, n - 2, *range(n - 2))
+    if is_transposing(source_name, target_name):
+        axes = _axes_of_kernel(source_name, source_shape, target_shape)
+        return None if axes is None else AxisOrder(split=source_shape, axes=axes)
     if is_transposing(target_name, source_name):
-        axes = tuple(int(axis) for axis in np.argsort(axes))
-    elif not is_transposing(source_name, target_name):
+        axes = _axes_of_kernel(target_name, target_shape, source_shape)
+        if axes is not None:
+            split = tuple(target_shape[axis] for axis in axes)
+            return AxisOrder(split=split, axes=tuple(int(axis) for axis in np.argsort(axes)))
+    return None
+
+
+def _axes_of_kernel(name: str, kernel: Shape, weight: Shape) -> tuple[int, ...] | None:
+    """Return the order in which a weight of PyTorch has the axes of a kernel, None where it cannot be told.
+
+    A depthwise kernel (..., I, M) becomes (I * M, 1, ...); the kernels of attention have an axis of heads: (E, H, D)
+    becomes (H * D, E) where it makes heads, (H, D, E) becomes (E, H * D) where it takes them together.
+    """
+    n = len(kernel)
+    if not 2 <= n <= DIMENSIONS_MAX:
         return None
-    order = AxisOrder(split=source_shape, axes=axes)
-    return order if tuple(source_shape[axis] for axis in axes) == target_shape else None
+    if n == len(weight):
+        usual, depthwise = (n - 1, n - 2, *range(n - 2)), (n - 2, n - 1, *range(n - 2))
+        if tuple(kernel[axis] for axis in usual) == weight:
+            return usual
+        is_depthwise = n > 2 and weight == (kernel[n - 2] * kernel[n - 1], 1, *kernel[: n - 2])
+        return depthwise if is_depthwise else None
+    if n == 3 and len(weight) == 2:
+        part = attention_part(name)
+        if part == "out" and weight == (kernel[2], kernel[0] * kernel[1]):
+            return (2, 0, 1)
+        if part in ("query", "key", "value") and weight == (kernel[1] * kernel[2], kernel[0]):
+            return (1, 2, 0)
+    return None
 
 
 def _gru(expected: AxisOrder, source_name: str) -> AxisOrder:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from monitor.measure.name_rules import layer_of, may_be_alike, reduced, role_of
+from monitor.measure.name_rules import attention_part, layer_of, may_be_alike, reduced, role_of
 from storage.records import TensorKind, TensorSummary
 
 _NORM_TOLERANCE = 1e-5  # sums of the same numbers in another order
@@ -65,7 +65,8 @@ def match_tensors(old: Sequence[TensorSummary], new: Sequence[TensorSummary]) ->
         pairing.take(rules, MatchedBy.RULE)
     pairing.pair_by_layer()
     if is_foreign:
-        pairing.pair_by_order()
+        pairing.pair_by_order(attention_part)
+        pairing.pair_by_order(lambda _: "")
     return Matching(matches=pairing.matches(), is_foreign=is_foreign)
 
 
@@ -150,9 +151,9 @@ class _Pairing:
             if len(others) == 1 and (not only_alike or _alike(others[0], new)):
                 self.take([(others[0], new)], MatchedBy.STATISTICS if only_alike else MatchedBy.LAYER)
 
-    def pair_by_order(self) -> None:
-        """Pair what is left of one role and size, where there are as many on both sides."""
-        olds, news = self._grouped(lambda t: (role_of(t.name), t.n_elements, _is_state(t)))
+    def pair_by_order(self, word_of: Callable[[str], str]) -> None:
+        """Pair what is left of one role, word and size, where there are as many on both sides."""
+        olds, news = self._grouped(lambda t: (role_of(t.name), word_of(t.name), t.n_elements, _is_state(t)))
         for key, group in news.items():
             others = olds.get(key, [])
             if len(others) == len(group):

@@ -23,6 +23,13 @@ _ROLES = {
     "variance": "running_var",
     "recurrent_kernel": "weight_hh",
 }
+# What the projections of an attention layer are called by Keras and Flax, in Hugging Face's models, by others.
+_ATTENTION = {
+    **dict.fromkeys(("query", "query_dense", "q_proj", "q", "wq", "to_q", "q_lin"), "query"),
+    **dict.fromkeys(("key", "key_dense", "k_proj", "k", "wk", "to_k", "k_lin"), "key"),
+    **dict.fromkeys(("value", "value_dense", "v_proj", "v", "wv", "to_v", "v_lin"), "value"),
+    **dict.fromkeys(("attention_output", "output_dense", "out", "out_proj", "o_proj", "wo", "o", "out_lin"), "out"),
+}
 _CELLS = frozenset({"lstm_cell", "gru_cell", "simple_rnn_cell", "cell"})
 _CONTAINERS = frozenset({"params", "batch_stats", "model", "module", "variables"})
 _RECURRENT = re.compile(r"(weight|bias)_(ih|hh)(_l\d+(?:_reverse)?)?")
@@ -61,9 +68,31 @@ def role_of(name: str) -> str:
 
 
 def may_be_alike(name: str, other: str) -> bool:
-    """Say whether two tensors can be the same by their roles: a mean is no variance, an unknown role may be any."""
+    """Say whether two tensors can be the same by their roles: a mean is no variance, an unknown role may be any.
+
+    Neither is a query a key, where both names say which of them they are.
+    """
+    parts = attention_part(name), attention_part(other)
+    if all(parts) and parts[0] != parts[1]:
+        return False
     roles = role_of(name), role_of(other)
     return roles[0] == roles[1] or not all(role.rpartition(":")[2] in _KNOWN for role in roles)
+
+
+def attention_part(name: str) -> str:
+    """Return which projection of an attention layer a tensor is of: query, key, value, out, or "" where none is named.
+
+    A word of one letter, or that other layers may be called by too, only counts where another one is of attention.
+    """
+    state = _STATE.fullmatch(name)
+    parts = [part.lower() for part in parts_of(state[1] if state is not None else name)]
+    if len(parts) < 2:
+        return ""
+    word = parts[-2]
+    is_plain = word in {"q", "k", "v", "o", "out", "key", "value", "query"}
+    if is_plain and not any("att" in part or part == "mha" for part in parts[:-2]):
+        return ""
+    return _ATTENTION.get(word, "")
 
 
 def reduced(name: str) -> str:
