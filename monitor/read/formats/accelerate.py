@@ -26,7 +26,8 @@ _RANDOM_FIRST = "random_states_0.pkl"
 _OPTIMIZER = re.compile(r"optimizer(?:_(\d+))?\.bin")
 _SCHEDULER = re.compile(r"scheduler(?:_(\d+))?\.bin")
 _CUSTOM = re.compile(r"custom_checkpoint_(\d+)\.pkl")
-_MODEL = re.compile(r"(?:model|pytorch_model)(?:_(\d+))?\.(?:safetensors|bin)")
+# The last is what FSDP saves when it gathers the whole model on one rank.
+_MODEL = re.compile(r"(?:model|pytorch_model|pytorch_model_fsdp)(?:_(\d+))?\.(?:safetensors|bin)")
 _SHARDED_MODEL = re.compile(r"pytorch_model_fsdp_(\d+)")
 _SHARDED_OPTIMIZER = re.compile(r"optimizer_(\d+)")
 

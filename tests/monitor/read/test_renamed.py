@@ -86,3 +86,12 @@ def test_names_of_any_kind_give_unique_names(tmp_path: Path) -> None:
         whole = read_whole(path)
         assert len(whole.values) == len(names)
         assert sorted(value[0] for value in whole.values.values()) == list(range(len(names)))
+
+
+def test_an_averaged_model_of_pytorch_has_the_names_of_the_model_it_averages(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    averaged = torch.optim.swa_utils.AveragedModel(model)
+    torch.save(averaged.state_dict(), tmp_path / "averaged.pt")
+    specs = read_whole(tmp_path / "averaged.pt").specs
+    assert list(specs) == ["n_averaged", *model.state_dict()]
+    assert specs["n_averaged"].kind is TensorKind.OTHER

@@ -36,6 +36,15 @@ def test_every_tensor_is_what_was_in_memory(hf_checkpoints: Path, number: int, t
     assert whole.scalars["scheduler.last_epoch"] == 2
 
 
+def test_a_model_that_fsdp_gathered_on_one_rank_is_part_of_the_unit(hf_checkpoints: Path, tmp_path: Path) -> None:
+    checkpoints = hf_checkpoints / "units" / "accelerate" / "checkpoints"
+    unit = Path(shutil.copytree(checkpoints / "checkpoint_2", tmp_path / "checkpoint_2"))
+    (unit / "pytorch_model.bin").rename(unit / "pytorch_model_fsdp.bin")  # the name that its FSDP plugin gives it
+    whole = read_whole(unit)
+    assert whole.format == "accelerate"
+    assert_is_truth(whole, hf_checkpoints / "truth" / "accelerate_bin.npz")
+
+
 def test_the_step_is_that_of_an_object_of_the_user_and_not_the_count_of_saves(hf_checkpoints: Path) -> None:
     checkpoints = hf_checkpoints / "units" / "accelerate" / "checkpoints"
     assert [read_whole(checkpoints / f"checkpoint_{n}").step for n in (0, 1)] == [100, 200]

@@ -5,6 +5,7 @@ import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ from monitor.read.reader import ReadError, ReadLimits
 from monitor.read.registry import open_path
 from monitor.read.unit import DirectoryListing
 from storage.records import ProblemKind, TensorKind
+from tests.conformance.unit import UnitConformance
 from tests.support.audit import audited
 from tests.support.deepspeed_writer import BETAS, LR, STEPS, Trained, train, write_stage_2, write_stage_3
 from tests.support.frameworks import CleanReader
@@ -36,6 +38,24 @@ STAGES: dict[str, Callable[[Path, Trained, int], None]] = {"stage 2": write_stag
 @pytest.fixture(scope="module")
 def trained() -> Trained:
     return train(GROUPS)
+
+
+class _DeepSpeed(UnitConformance):
+    format: ClassVar[str] = "deepspeed"
+    write: ClassVar[Callable[[Path, Trained, int], None]]
+
+    def place(self, directory: Path, request: pytest.FixtureRequest) -> Path:
+        trained: Trained = request.getfixturevalue("trained")
+        type(self).write(directory / "global_step2", trained, 2)
+        return directory / "global_step2"
+
+
+class TestStage2(_DeepSpeed):
+    write = staticmethod(write_stage_2)
+
+
+class TestStage3(_DeepSpeed):
+    write = staticmethod(write_stage_3)
 
 
 def problem_of(path: Path) -> ProblemKind:

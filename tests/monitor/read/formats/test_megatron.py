@@ -4,6 +4,7 @@ import random
 import shutil
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from monitor.read.reader import ReadError
 from monitor.read.registry import open_path
 from monitor.read.unit import DirectoryListing
 from storage.records import ProblemKind, TensorKind
+from tests.conformance.unit import UnitConformance
 from tests.support.audit import audited
 from tests.support.frameworks import CleanReader
 from tests.support.megatron_writer import BETAS, ITERATION, LR, SHAPES, Rank, make_rank, write_legacy, write_torch_dist
@@ -26,6 +28,14 @@ from tests.support.torch_values import numpy_of
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is:UserWarning")
 
 NAME = f"iter_{ITERATION:07d}"
+
+
+class TestMegatron(UnitConformance):
+    format: ClassVar[str] = "megatron"
+
+    def place(self, directory: Path, request: pytest.FixtureRequest) -> Path:
+        write_legacy(directory, {"mp_rank_00": make_rank(1), "mp_rank_01": make_rank(2)}, (2, 1, 1))
+        return directory / NAME
 
 
 def problem_of(path: Path) -> ProblemKind:

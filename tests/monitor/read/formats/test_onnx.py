@@ -2,6 +2,7 @@ import hashlib
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from monitor.read.reader import ReadError
 from monitor.read.registry import open_path
 from storage.records import ProblemKind
 from tests.conformance.reader import Arrays, ReaderConformance
+from tests.conformance.unit import UnitConformance
 from tests.support.frameworks import CleanReader
 from tests.support.memory import PEAK_BYTES_MAX, peak_bytes_of_reading
 from tests.support.reading import bits, read_whole
@@ -36,6 +38,30 @@ class TestOnnx(ReaderConformance):
 
     def write(self, path: Path, arrays: Arrays) -> None:
         onnx.save(model([numpy_helper.from_array(array, name) for name, array in arrays.items()]), path)
+
+
+class TestOnnxExternal(UnitConformance):
+    format: ClassVar[str] = "onnx_external"
+    needed: ClassVar[tuple[str, ...]] = ("model.onnx",)
+
+    def place(self, directory: Path, request: pytest.FixtureRequest) -> Path:
+        weights = np.random.default_rng(3).standard_normal((40, 30)).astype(np.float32)
+        made = model(
+            [
+                numpy_helper.from_array(weights, "w"),
+                numpy_helper.from_array(weights[0].astype(np.float16), "half"),
+                numpy_helper.from_array(np.arange(3), "small"),
+            ],
+            step="7",
+        )
+        onnx.save(
+            made,
+            directory / "model.onnx",
+            save_as_external_data=True,
+            location="model.onnx.data",
+            size_threshold=50,
+        )
+        return directory / "model.onnx"
 
 
 TYPED = {

@@ -3,10 +3,11 @@ from __future__ import annotations
 import io
 import pickle
 import random
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,7 @@ from monitor.read.reader import ChangedError, ReadError, ReadLimits
 from monitor.read.registry import open_path
 from monitor.read.unit import DirectoryListing
 from storage.records import ProblemKind, TensorKind, TensorSummary
+from tests.conformance.unit import UnitConformance
 from tests.support.audit import audited
 from tests.support.dcp_writer import write_from_two_ranks
 from tests.support.frameworks import CleanReader
@@ -48,6 +50,15 @@ def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("ranks")
     write_from_two_ranks(directory)
     return directory
+
+
+class TestTorchDcp(UnitConformance):
+    format: ClassVar[str] = "torch_dcp"
+    needed: ClassVar[tuple[str, ...]] = (".metadata",)
+
+    def place(self, directory: Path, request: pytest.FixtureRequest) -> Path:
+        two_ranks: Path = request.getfixturevalue("two_ranks")
+        return Path(shutil.copytree(two_ranks / "fsdp", directory / "step-5"))
 
 
 def saved(path: Path, state: dict[str, Any]) -> Path:
