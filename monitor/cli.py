@@ -26,6 +26,7 @@ COMMANDS: dict[str, str] = {
     "export": "monitor.commands.export:export",
     "runs": "monitor.commands.runs:runs",
     "history": "monitor.commands.history:history",
+    "watch": "monitor.commands.watch:watch",
     "plot": "monitor.commands.plot:plot",
     "report": "monitor.commands.report:report",
     "alerts": "monitor.commands.alerts:alerts",
