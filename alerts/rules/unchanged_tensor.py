@@ -108,8 +108,13 @@ def _left_alone(
 
 
 def _is_one_layer(tensors: Sequence[TensorSummary], *, before: int) -> bool:
-    """Say whether the tensors are those of a single layer that comes before a position."""
+    """Say whether the tensors are those of a single layer that comes before a position, and not its bias alone.
+
+    A bias in front of a normalisation rests by itself: whatever it adds is taken away again.
+    """
     layers = {t.name.rpartition(".")[0] for t in tensors}
+    if all(t.name.rpartition(".")[2] == "bias" for t in tensors):
+        return False
     return len(layers) == 1 and "" not in layers and max(t.position for t in tensors) < before
 
 
