@@ -1,7 +1,8 @@
 """The rule `similar_runs`: another run has the very same weights at the same steps.
 
 Two runs that were meant to differ (another seed, other data, another setting) and do not: the setting has no effect, or
-one job copies or resumes from the other's checkpoints. Storage finds the pairs; they are equal to the last bit.
+one job copies or resumes from the other's checkpoints. Storage finds the pairs; they are equal to the last bit. An info
+by itself, since a directory that was copied, or a run repeated to look into it, is equal on purpose.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class SimilarRuns:
     """Two runs are the same."""
 
     name: ClassVar[str] = "similar_runs"
-    severity: ClassVar[Severity] = Severity.WARNING
+    severity: ClassVar[Severity] = Severity.INFO
     needs: ClassVar[tuple[Needs, ...]] = (Needs.WEIGHTS,)
     on_tick: ClassVar[bool] = False
 

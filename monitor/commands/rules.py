@@ -1,13 +1,14 @@
-"""`ckptwatch rules`: try today's rules on a run that is stored already."""
+"""`ckptwatch rules`: which rules there are, and today's rules tried on a run that is stored already."""
 
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from alerts.rule import Rule
 from monitor.assembly import engine_settings
 from monitor.commands.console import (
     CommandError,
@@ -26,12 +27,44 @@ from monitor.replay import Replay, replay
 from monitor.show.documents import alerts_document
 from storage.database import open_database
 
-app = typer.Typer(help="Try the rules on what is stored.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(help="List the rules, or try them on what is stored.", rich_markup_mode=None)
 
 
-@app.callback()
-def _rules() -> None:
-    """Try the rules on what is stored."""
+@app.callback(invoke_without_command=True)
+def rules(context: typer.Context, config: ConfigOption = None, json: JsonOption = False) -> None:
+    """List the rules as they are set: what each finds, how much that matters, and what it needs to judge.
+
+    A rule that lacks what it needs is silent; `ckptwatch rules test RUN` says why for a run.
+    Example: ckptwatch rules --config config.yaml --json
+    """
+    if context.invoked_subcommand is not None:
+        return
+    settings = engine_settings(load_config(config), routes=False).rules
+    listed: list[dict[str, Any]] = [
+        {
+            "rule": setting.name,
+            "enabled": setting.enabled,
+            "severity": (setting.severity or setting.rule.severity).label,
+            "needs": [need.value for need in setting.rule.needs],
+            "on_tick": setting.rule.on_tick,
+            "finds": _first_line(setting.rule),
+        }
+        for setting in settings
+    ]
+    if json:
+        print_json(listed)
+        return
+    columns = [("rule", "left"), ("on", "left"), ("severity", "left"), ("needs", "left"), ("finds", "left")]
+    rows = [
+        [rule["rule"], "on" if rule["enabled"] else "off", rule["severity"], ", ".join(rule["needs"]), rule["finds"]]
+        for rule in listed
+    ]
+    console().print(table(None, columns, rows))
+
+
+def _first_line(rule: Rule) -> str:
+    """Return the first sentence of a rule's own description."""
+    return (type(rule).__doc__ or "").strip().split("\n")[0].rstrip(".")
 
 
 @app.command("test")
@@ -44,7 +77,8 @@ def replay_run(
 ) -> None:
     """Judge a stored run again under today's settings and say what would have fired; nothing stored is changed.
 
-    Rules that only time can trip (stalled_run) are not asked, since only snapshots are replayed.
+    Rules that only time can trip (stalled_run) are not asked, since only snapshots are replayed; similar_runs has no
+    other run to compare with.
     Example: ckptwatch rules test llama/seed1 --config config.yaml
     """
     settings = engine_settings(load_config(config), routes=False)

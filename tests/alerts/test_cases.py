@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from alerts import registry
-from alerts.rule import Outcome
-from storage.records import Finding
+from alerts.rule import Needs, Outcome
+from storage.records import Finding, Window
 from tests.support.alert_series import expanded, window_of
 
 CASES = Path(__file__).parent / "cases"
@@ -84,3 +84,22 @@ def test_every_rule_has_cases_of_trouble_and_quiet_ones(rule_name: str) -> None:
     assert any(case.get("findings") for case in cases)
     assert any(case.get("findings") == [] for case in cases)
     assert any("silent" in case for case in cases)
+
+
+@pytest.mark.parametrize("rule_name", registry.rule_names())
+def test_every_rule_says_what_it_needs_and_why_it_is_silent_where_there_is_nothing(rule_name: str) -> None:
+    rule = registry.rule(rule_name)
+    assert rule.needs
+    for reason in ("snapshot", "tick"):
+        outcome = rule.check(
+            Window(run="gpt", snapshots=(), tensors=(), drifts=(), now=0.0, reason=reason), rule.Options()
+        )
+        assert outcome.silent
+        assert outcome.findings == ()
+
+
+@pytest.mark.parametrize("rule_name", registry.rule_names())
+def test_no_rule_but_those_about_files_judges_a_checkpoint_that_could_not_be_read(rule_name: str) -> None:
+    rule = registry.rule(rule_name)
+    outcome = rule.check(window_of([{}, {}, {}, {"failed": "corrupt"}]), rule.Options())
+    assert (outcome.silent is None) == (Needs.FILES in rule.needs and bool(outcome.findings or rule.on_tick))
