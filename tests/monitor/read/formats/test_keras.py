@@ -47,6 +47,7 @@ UNTOLD = {
 NAMED_STATE = [pair for pair in WRITTEN if pair not in UNTOLD]
 
 
+TF_KERAS = Path(__file__).parents[3] / "golden" / "tf_keras"
 Truth = dict[str, npt.NDArray[Any]]
 
 
@@ -258,8 +259,36 @@ def test_whole_is_what_the_reader_says(keras_files: Path) -> None:
     assert whole.specs["low/kernel"].dtype == "bfloat16"
 
 
+@pytest.mark.parametrize("name", ["adam", "legacy_adam"])
+def test_files_that_tf_keras_wrote_hold_the_values_that_it_had(name: str) -> None:
+    """Read what tests/support/tf_keras_writer.py wrote, which says why it cannot be run here."""
+    whole = read_whole(TF_KERAS / f"{name}.h5")
+    with np.load(TF_KERAS / f"{name}.npz") as stored:
+        true = {key.removesuffix(":0"): stored[key] for key in stored.files}
+    expected, roles = {}, {"m": "exp_avg", "v": "exp_avg_sq"}
+    for key, array in true.items():
+        prefix, _, path = key.partition("optimizer:Adam/")
+        parts = path.split("/")
+        if prefix == "optimizer:iteration" or path == "iter":
+            expected["optimizer.iteration"] = array
+        elif not path:
+            expected[key] = array
+        elif parts[0] in roles:
+            expected[f"optimizer.state.{'/'.join(parts[1:])}.{roles[parts[0]]}"] = array
+        else:
+            expected[f"optimizer.state.{'/'.join(parts[:-1])}.{roles[parts[-1]]}"] = array
+    assert len(expected) == 11 + 2 * 9 + 1
+    assert whole.values.keys() == expected.keys()
+    for key, array in expected.items():
+        assert_equal(whole.values[key], array)
+    buffers = {key for key, spec in whole.specs.items() if spec.kind is TensorKind.BUFFER}
+    assert buffers == {"norm/moving_mean", "norm/moving_variance"}
+    assert (whole.format, whole.step) == ("hdf5", 5)
+    assert whole.scalars["optimizer.param_groups.0.betas.1"] == pytest.approx(0.98)
+
+
 def legacy_file(path: Path, slots: list[str]) -> Path:
-    """Write what TF-Keras 2 writes, by its source: names with `:0`, and slots named in the way of its version."""
+    """Write what older versions of TF-Keras wrote, by their source: names with `:0`, and slots as each named them."""
     weights = {"dense/kernel:0": np.ones((3, 2), np.float32), "dense/bias:0": np.zeros(2, np.float32)}
     with h5py.File(path, "w") as file:
         file.attrs["training_config"] = json.dumps(
