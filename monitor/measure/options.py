@@ -25,7 +25,7 @@ def _is_prime(n: int) -> bool:
 class MeasureOptions:
     """How a checkpoint is measured.
 
-    `chunk_bytes` bounds how much of a tensor is in memory at a time; about 1.5 MiB, read into the same buffer again and
+    `chunk_bytes` bounds how much of a tensor is in memory at a time; about 2 MiB, read into the same buffer again and
     again, stays in the processor's caches, and makes few system calls. `sketch_buckets` is a prime (the sketch's error
     is 1/sqrt(2 * sketch_buckets)); sketches with another count or seed cannot be compared, and a few shapes get a
     neighbouring prime (see `for_shape`). `drift` "sketch" never reads
@@ -33,7 +33,7 @@ class MeasureOptions:
     reference that cannot be read is no error, the drift is then sketched. `quantiles` are probabilities in 0..1.
     """
 
-    chunk_bytes: int = 3 * 2**19
+    chunk_bytes: int = 2 * 2**20
     sketch_buckets: int = 1021
     sketch_seed: int = 0
     histogram: bool = True
