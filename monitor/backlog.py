@@ -75,7 +75,9 @@ class Backlog:
         """
         if self._claims is not None:
             self._claims.renew(now)
-            self._elsewhere = {run: again_at for run, again_at in self._elsewhere.items() if again_at > now}
+            # The second condition is for a clock that was set back.
+            latest = now + CLAIM_AGAIN_SECONDS
+            self._elsewhere = {run: at for run, at in self._elsewhere.items() if now < at <= latest}
         yield from self._collect(now)
         while len(self._flights) < self._n_workers:
             handed = self._tracker.ready(now, busy=self._flights.keys() | self._elsewhere.keys())

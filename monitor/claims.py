@@ -52,7 +52,8 @@ class Claims:
 
     def renew(self, now: float) -> None:
         """Renew the leases for which it is time; raise DatabaseError."""
-        due = sorted(run for run, at in self._renew_at.items() if at <= now)
+        # The second condition is for a clock that was set back.
+        due = sorted(run for run, at in self._renew_at.items() if at <= now or at > now + self._lease_seconds)
         if not due:
             return
         with self._database.write_beside() as session:

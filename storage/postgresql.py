@@ -9,7 +9,7 @@ from typing import Final
 
 from sqlalchemy import Connection, text
 
-LOCK_TIMEOUT_SECONDS: Final = 10.0  # as long as another writer is waited for with SQLite
+LOCK_TIMEOUT_SECONDS: Final = 30.0  # writers of many daemons stand in one queue; half as long as a lease lasts
 SCHEMA_LOCK_TIMEOUT_SECONDS: Final = 600.0  # another process may be migrating a large database
 SCHEMA_LOCK: Final = 0x636B7074  # any constants; "ckpt" and "ckpw" in ASCII
 WRITE_LOCK: Final = 0x636B7077
