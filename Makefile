@@ -36,6 +36,7 @@ test: check ## every check and every test but the long tier
 
 reliability: $(VENV)/dev.stamp ## kills, damage and a soak for hours; the figures go into docs/promises.md
 	$(BIN)/python -m tests.faults $(RELIABILITY_ARGS)
+	$(BIN)/python docs/generate.py
 
 test-long: $(VENV)/dev.stamp ## the long tier
 	$(BIN)/python -m pytest -m slow

@@ -29,6 +29,7 @@ from monitor.show.exporter import OWN_METRICS, RUN_METRICS
 from monitor.show.telemetry import Telemetry
 
 DOCS = Path(__file__).resolve().parent
+RELIABILITY = DOCS.parent / "benchmarks" / "results" / "reliability.json"
 PROMETHEUS_RULES = DOCS.parent / "deploy" / "prometheus" / "rules" / "ckptwatch.yml"
 BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(\n<!-- end -->)", re.DOTALL)
 UNITS: Mapping[str, str] = {
@@ -130,7 +131,61 @@ def prometheus_alerts() -> str:
     return _table(("alert", "severity", "for", "meaning"), rows)
 
 
+def reliability() -> str:
+    """Return what the last runs of `make reliability` measured, beside what a release asks for."""
+    found: dict[str, Any] = json.loads(RELIABILITY.read_text()) if RELIABILITY.exists() else {}
+    rows: list[tuple[str, str, str, str]] = []
+    if kills := found.get("kills"):
+        n_at = {place: n for place, n in kills["n_kills"].items() if place != "random"}
+        sums = kills["sums"]
+        rows += [
+            ("kills at random moments", f"{kills['n_kills'].get('random', 0)}", "1000", kills["date"]),
+            (
+                "kills at failpoints",
+                f"{sum(n_at.values())} at {len(n_at)} of {kills['n_places']} places",
+                "20 at each",
+                kills["date"],
+            ),
+            (
+                "rows that differ from a calm run, or damage",
+                f"{len(kills['wrong'])} of {sums['rows_compared']}",
+                "0",
+                kills["date"],
+            ),
+            (
+                "messages lost; sent twice",
+                f"0 of {sums['messages']}; {sums['messages_twice']}" if not kills["wrong"] else "see the results",
+                "0; at most one a kill",
+                kills["date"],
+            ),
+        ]
+    if damage := found.get("damaged_inputs"):
+        rows += [
+            (
+                f"damaged checkpoints read, over {len(damage['by_format'])} formats",
+                f"{damage['n_inputs']}",
+                "1000000",
+                damage["date"],
+            ),
+            ("of them, broken contracts of a reader", f"{len(damage['wrong'])}", "0", damage["date"]),
+        ]
+    if soak := found.get("soak"):
+        slope, error = (soak[f"resident_slope_{part}bytes_an_hour"] / 2**20 for part in ("", "error_"))
+        rows += [
+            (
+                f"soak at {soak['saves_a_minute']:.0f} saves a minute",
+                f"{soak['seconds'] / 60:.0f} min",
+                "60 min",
+                soak["date"],
+            ),
+            ("growth of memory", f"{slope:.1f} ± {error:.1f} MiB an hour", "at most 1 MiB an hour", soak["date"]),
+            ("descriptors", f"{soak['descriptors_min']} to {soak['descriptors_max']}", "constant", soak["date"]),
+        ]
+    return _table(("what", "measured", "asked for", "date"), rows)
+
+
 BLOCKS: Mapping[str, Callable[[], str]] = {
+    "reliability": reliability,
     "run_metrics": run_metrics,
     "detail_metrics": detail_metrics,
     "own_metrics": own_metrics,

@@ -22,7 +22,7 @@ ELSEWHERE = frozenset(n for n in failpoints.NAMES if n.startswith(("migrate.", "
 EVERYDAY = tuple(n for n in failpoints.NAMES if n not in ELSEWHERE)
 SAVES_A_KILL = 2
 USUAL_SECONDS_MAX = 4.0
-SAVES_MORE_MAX = 12  # after so many, something bad, broken and good came by
+SAVES_MORE_MAX = 6  # after so many, something bad, broken and good came by
 
 
 @dataclass
