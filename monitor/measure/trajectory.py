@@ -65,24 +65,26 @@ class Follower:
 
     def __init__(self) -> None:
         self._first: Sketch | None = None
-        self._origin = self._last = self._update = np.empty(0)
+        self._origin = self._last = np.empty(0)
+        self._direction: FloatArray | None = None  # of the latest update, None while there is none
         self._length = 0.0
-        self._is_first_update = True
 
     def follow(self, weights: Sketch) -> PathPoint:
         """Take the next snapshot; where it cannot be compared with the first one, a new path begins with it."""
         values = sketch.to_array(weights)
         if self._first is None or not sketch.comparable(self._first, weights) or values.shape != self._origin.shape:
             self._first, self._origin, self._last = weights, values, values
-            self._length, self._is_first_update = 0.0, True
+            self._length, self._direction = 0.0, None
             return PathPoint(update_cosine=None, path_length=0.0, displacement=0.0)
         update = values - self._last
+        step, displacement, size = _norms(np.array([update, values - self._origin, values]))
+        unit = max(float(np.finfo(np.dtype(s.dtype)).epsneg) for s in (self._first, weights))
+        is_movement = step > _ROUNDING_ULPS * unit * size and math.isfinite(step)
+        direction = update / step if is_movement else None
         cosine = None
-        if not self._is_first_update:
-            floor = _rounding((self._first, weights), (self._origin, values))
-            cosine = _cosine(self._update, update, floor=floor)
-        self._update, self._last, self._is_first_update = update, values, False
-        step, displacement = _norms(np.array([update, values - self._origin]))
+        if self._direction is not None and direction is not None:
+            cosine = float(np.clip(np.dot(self._direction, direction), -1.0, 1.0))
+        self._last, self._direction = values, direction
         self._length += float(step)
         return PathPoint(update_cosine=cosine, path_length=self._length, displacement=float(displacement))
 
