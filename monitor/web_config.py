@@ -120,9 +120,7 @@ class WebConfig(_Section):
                 raise ValueError("a user's name must not be empty and must not hold a colon")
             found = BCRYPT.fullmatch(hashed)
             if found is None:
-                raise ValueError(
-                    f"the value of {user!r} is no bcrypt hash; make one with: htpasswd -nBC 10 '' | tr -d ':'"
-                )
+                raise ValueError(f"the value of {user!r} is no bcrypt hash; make one with: htpasswd -nBC 10 {user}")
             if not 4 <= int(found[1]) <= BCRYPT_COST_MAX:
                 raise ValueError(f"the cost of the hash of {user!r} must be from 4 to {BCRYPT_COST_MAX}")
         return value

@@ -66,3 +66,12 @@ def test_the_last_delivery_is_remembered_over_a_restart_for_those_who_are_still_
     assert value(registry, name, notifier="slack") == 1234.5
     assert value(registry, name, notifier="email") == 0
     assert value(registry, name, notifier="pager") is None
+
+
+def test_the_ways_of_export_start_at_zero_too() -> None:
+    registry = CollectorRegistry()
+    telemetry = Telemetry(registry, version="1", exporters=("textfile", "otlp"))
+    telemetry.count_export("otlp", worked=False)
+    for exporter, failed in (("textfile", 0), ("otlp", 1)):
+        assert value(registry, "ckptwatch_exports_total", exporter=exporter) == 0
+        assert value(registry, "ckptwatch_export_failures_total", exporter=exporter) == failed
