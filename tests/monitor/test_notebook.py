@@ -44,6 +44,14 @@ def test_the_example_of_the_page_runs_as_it_stands(directory: Path) -> None:
     assert "torch_zip 40 " in ended.stdout
 
 
+def test_every_function_is_on_the_page() -> None:
+    page = (REPOSITORY / "docs" / "notebook.md").read_text()
+    public = [name for name, found in vars(notebook).items() if getattr(found, "__module__", "") == notebook.__name__]
+    functions = {name for name in public if name[0].islower()}
+    assert functions == {"open", "measure", "diff", "history", "frame"}
+    assert {name for name in functions if f"monitor.{name}(" not in page} == set()
+
+
 def test_values_come_as_they_were_saved(directory: Path) -> None:
     path = directory / "runs" / "a" / "checkpoint-60.pt"
     truth = torch.load(path)["model"]
