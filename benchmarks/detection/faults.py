@@ -280,6 +280,7 @@ FAULTS: tuple[Fault, ...] = (
     _fault(decay_with_wrong_sign, "weight decay with the wrong sign: 2 % more with every step"),
     _fault(exploding_recurrent, "recurrent gradients explode, unclipped", needs="recurrent"),
     _fault(exploding_gradients, "gradients 1000 times as large, unclipped"),
+    _fault(clipped_explosion, "gradients 1000 times as large, hidden by clipping", needs="clipped"),
     _fault(outliers, "inputs 300 times as large", spoils="table warm amp normed"),
     _fault(layer_frozen, "one layer stops training", spoils="frozen"),
     _fault(layer_left_out, "one inner layer never trains", at_start=True, needs="deep"),

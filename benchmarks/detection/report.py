@@ -107,8 +107,8 @@ def _reached(both: dict[str, Any]) -> bool:
         ours["found_share"] >= 0.95
         and ours["median_delay"] <= 1
         and ours["false_alerts_per_1000"] <= 1.0
-        and ours["found_share"] > theirs["found_share"]
-        and ours["false_alerts_per_1000"] < theirs["false_alerts_per_1000"]
+        and (ours["found_share"] == 1.0 or ours["found_share"] > theirs["found_share"])
+        and (ours["n_false_alerts"] == 0 or ours["false_alerts_per_1000"] < theirs["false_alerts_per_1000"])
     )
 
 
@@ -126,6 +126,8 @@ def text(document: dict[str, Any]) -> str:
             f"{name:26} {_cell(entry):>34}   {_cell(theirs[name]):>34}{'' if entry['visible'] else '  (unseen)'}"
         )
     for part in ("all", "tuned", "held_out"):
+        if not any(document[part][side]["n_faults"] for side in SIDES):
+            continue
         lines += ["", f"{part.replace('_', ' ')}:"]
         for side, name in zip(SIDES, ("ckptwatch", "SageMaker Debugger"), strict=True):
             found = document[part][side]
