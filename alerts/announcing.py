@@ -184,8 +184,7 @@ class Announcer:
         members = [a for a in alerts if belongs(a) and a.incident is not None]
         if incident is not None and members:
             speaker = lead(members, {})
-            began_at = min(a.fired_at or incident.opened_at for a in members)
-            if (n := self._number(incident.opened_by, began_at, now, interval)) is not None:
+            if (n := self._number(incident.opened_by, incident.opened_at, now, interval)) is not None:
                 due.append(Repeat(alert=speaker, about=gathering(incident, speaker, members), number=n))
         elif incident is None:
             for alert in alerts:
@@ -236,10 +235,10 @@ class Announcer:
         about = gathering(replace(incident, told_severity=told), speaker, audible)
         label = speaker.severity.label
         mark = label if speaker.key == incident.opened_by else f"{label}|{speaker.key}"
-        n_enqueued = self._fire(session, speaker, about, mark, good, occasion.now)
-        if n_enqueued and told != incident.told_severity:
+        is_wanted = self._severity_min is not None and speaker.severity >= self._severity_min
+        if is_wanted and told != incident.told_severity:
             writer.save_incident(session, about.incident, occasion.now)
-        return n_enqueued
+        return self._fire(session, speaker, about, mark, good, occasion.now)
 
     def _tell_end(
         self,

@@ -66,8 +66,9 @@ class Shelf:
         return sorted(found, key=lambda kept: (kept.kept_at, kept.directory))
 
     def has(self, run: str, origin: str, signature: str) -> bool:
-        """Say whether a checkpoint is kept already."""
-        return _read(self._place(run, origin, signature)) is not None
+        """Say whether a checkpoint is kept already, whole and as it was kept."""
+        kept = _read(self._place(run, origin, signature))
+        return kept is not None and all(_is_as_kept(kept, file) for file in kept.files)
 
     def begin(self, run: str, origin: str, signature: str) -> str:
         """Make an empty directory for a checkpoint that is to be brought; raises OSError."""
@@ -85,6 +86,9 @@ class Shelf:
             json.dump(document, file)
             file.flush()
             os.fsync(file.fileno())
+        damaged = _read(place)
+        if damaged is not None:
+            self.remove(damaged)
         os.rename(partial, place)
         found = _read(place)
         if found is None:
@@ -92,11 +96,14 @@ class Shelf:
         return found
 
     def remove(self, kept: Kept) -> None:
-        """Remove a protected checkpoint: the manifest first, then the files it names; raises OSError."""
-        os.unlink(os.path.join(kept.directory, MANIFEST))
+        """Remove a protected checkpoint: the files its manifest names, and that at last; raises OSError.
+
+        Ended in between, it is found again by its manifest, and is no copy any more.
+        """
         for name, _, _ in kept.files:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(os.path.join(kept.directory, name))
+        os.unlink(os.path.join(kept.directory, MANIFEST))
         _remove_empty(kept.directory)
 
     def clear_partial(self) -> None:

@@ -283,6 +283,17 @@ def test_a_copy_that_was_changed_is_not_named(tmp_path: Path, protector: Protect
     assert protector.shelf.path_of(good) is None
 
 
+def test_a_copy_that_was_damaged_is_made_again(tmp_path: Path, protector: Protector) -> None:
+    save(tmp_path / "a.safetensors", 1.0)
+    good = checkpoint(tmp_path / "a.safetensors")
+    first = kept(protector.protect(good))
+    Path(first.path).unlink()
+    again = kept(protector.protect(good))
+    assert again.path == first.path
+    assert protector.shelf.path_of(good) == first.path
+    assert load_file(first.path)["weight"][0] == 1.0
+
+
 def test_copies_do_not_lie_in_what_is_watched(tmp_path: Path) -> None:
     inside = config(tmp_path)
     assert "lies in the watched directory" in (place_problem(inside, (str(tmp_path),)) or "")
