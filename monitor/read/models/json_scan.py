@@ -20,14 +20,15 @@ from monitor.read.naming import printable
 from monitor.read.reader import AmbiguousError, CorruptError, IncompleteError, LimitError
 
 DEPTH_MAX = 100
-PARTS_MAX = 20_000_000
+PARTS_MAX = 3_000_000
 HELD_BYTES_MAX = 96 * 2**20
 _TEXT_BYTES_MAX = 2**20
 _TOKEN_BYTES_MAX = 64
 _NUMBER_BYTES_MAX = 4096  # of one number in a list, blanks included
 _PART_BYTES = 200  # what a map, a list or a text takes beside its content, about
 _SPACE = re.compile(rb"[ \t\r\n]*")
-_TOKEN = frozenset(b"+-.0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+_TOKEN = re.compile(rb"[-+.0-9a-zA-Z]*")
+_WORDS = {b"null": None, b"true": True, b"false": False}
 _NUMBER_BEGINS = frozenset(b"-0123456789]")
 _NUMBER_BYTES = b"0123456789+-.eE, \t\r\n"
 _SHOWN = 60
@@ -149,20 +150,22 @@ class JsonScanner:
             self._cursor.advance((stop + 1 if stop >= 0 else len(page)) - at, 0)
             if len(raw) > _TEXT_BYTES_MAX:
                 raise LimitError(f"a text in the model has more than {_TEXT_BYTES_MAX} bytes")
-            if stop >= 0 and (len(raw) - len(raw.rstrip(b"\\"))) % 2 == 0:
+            if stop >= 0 and _n_backslashes(raw) % 2 == 0:
                 return str(self._parsed(b'"%s"' % raw))
             if stop >= 0:
                 raw += b'"'
         raise IncompleteError("the model ends within a text")
 
     def _plain(self) -> object:
-        token = bytearray()
+        token = b""
         while self._cursor.n_left and len(token) <= _TOKEN_BYTES_MAX:
             page, at = self._cursor.window()
-            if page[at] not in _TOKEN:
-                return self._parsed(bytes(token))
-            token.append(page[at])
-            self._cursor.advance(1, 0)
+            match = _TOKEN.match(page, at)
+            end = at if match is None else match.end()
+            token += page[at:end]
+            self._cursor.advance(end - at, 0)
+            if end < len(page):
+                return _WORDS[token] if token in _WORDS else self._parsed(token)
         if self._cursor.n_left:
             raise self._broken("a number is too long")
         raise IncompleteError("the model ends early")
@@ -187,8 +190,11 @@ class JsonScanner:
             if stop < 0 or n_pieces or piece.strip():
                 parts += self._piece(piece, dtype)
             n_pieces += 1
+            if stop >= 0 and dtype is None and n_pieces == 1 and not piece.strip():
+                self._hold(0)
+                return []
             if stop >= 0:
-                return [] if dtype is None and n_pieces == 1 and not piece.strip() else _joined(parts, dtype)
+                return _joined(parts, dtype)
         raise IncompleteError("the model ends within a list")
 
     def _piece(self, piece: bytes, dtype: np.dtype[np.generic] | None) -> list[bytes]:
@@ -219,6 +225,14 @@ class JsonScanner:
 def _blanks_end(page: bytes, at: int) -> int:
     match = _SPACE.match(page, at)
     return at if match is None else match.end()
+
+
+def _n_backslashes(raw: bytearray) -> int:
+    """Return how many backslashes are at the end; looks at no more than these."""
+    n = 0
+    while n < len(raw) and raw[-1 - n] == ord("\\"):
+        n += 1
+    return n
 
 
 def _joined(parts: list[bytes], dtype: np.dtype[np.generic] | None) -> object:
