@@ -517,3 +517,28 @@ def test_whatever_happens_every_incident_is_told_of_once_before_it_is_over_and_e
         assert len(by_conversation) == n_stretches
         with database.read() as session:
             assert queries.open_incident(session, "gpt") is None
+
+
+def test_a_rate_times_one_hundred_is_one_notification_that_names_the_rate_as_the_first_cause(
+    database: Database,
+) -> None:
+    rules = tuple(registry.rule_setting(name, {}) for name in registry.rule_names())
+    settings = EngineSettings(rules=rules, routes=(Route(notifier="slack"),), repeat_interval_seconds=None)
+    engine = Engine(settings, clock=lambda: START)
+    rate = "optimizer.param_groups.0.lr"
+    for step in range(1, 9):
+        usual = {"gradient": 1.0, "update_ratio": 0.001, "weight_norm": 3.0, "scalars": {rate: 0.001}}
+        engine.record(database, snapshot_of({"step": step, **usual}, step))
+    for step in range(9, 12):
+        grown = 30.0 * 10.0 ** (step - 9)
+        wild = {"gradient": 500.0, "update_ratio": 0.9, "weight_norm": grown, "scalars": {rate: 0.1}}
+        engine.record(database, snapshot_of({"step": step, **wild}, step))
+    with database.read() as session:
+        (message,) = queries.due_notifications(session, "slack", now=1e12, limit=100)
+        fired = {a.rule for a in queries.open_alerts(session)}
+        incident = queries.open_incident(session, "gpt")
+    assert {"drift_spike", "gradient_explosion", "hyperparameters", "weight_explosion"} <= fired
+    assert incident is not None
+    assert (incident.rule, incident.step, incident.n_alerts) == ("hyperparameters", 9, len(fired))
+    assert message.alert.severity is CRITICAL
+    assert dict(compose(message).facts)["First cause"].startswith("hyperparameters at step 9: The learning rate leapt")
