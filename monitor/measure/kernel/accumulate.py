@@ -13,6 +13,7 @@ from monitor.measure.histogram import MAGNITUDE_SHIFT, MAGNITUDES
 from monitor.measure.kernel.compiling import entry, exact_jit, jit
 from monitor.measure.kernel.layout import L1, M2, MAX, MEAN, MIN, N_FINITE, N_ZERO
 from monitor.measure.kernel.reductions import (
+    add_centred_group,
     add_group,
     bit_extremes,
     count_zeros,
@@ -176,7 +177,11 @@ def _add_group(raw, row, place, partial, into):  # type: ignore[no-untyped-def]
         shift = deviations_wide(raw, 0.0)[0] / raw.size
     shift = np.float64(np.float32(shift))
     a, b, _ = _row_sketch_key(place[1], row)
-    found = add_group(raw, sums, keys, (a, b), np.float32(shift))
+    if shift * shift * np.float64(counts[N_FINITE]) < moments[M2]:  # no digits are lost where |mean| < std
+        shift = 0.0
+        found = add_centred_group(raw, sums, keys, (a, b), np.float32(shift))
+    else:
+        found = add_group(raw, sums, keys, (a, b), np.float32(shift))
     if not _SQUARES_MIN < found[1] < _SQUARES_MAX:
         found = deviations_wide(raw, shift)
     _merge_sums(raw.size, shift, found, counts[N_FINITE], moments)

@@ -162,46 +162,56 @@ def fold_row(raw, buckets, columns, a, b, r):  # type: ignore[no-untyped-def]
         buckets[i] += np.float64(signed(raw[i], h))
 
 
-@jit
-def add_group(raw, partial, columns, place, shift):  # type: ignore[no-untyped-def]
-    """Fold GROUP_ROWS whole rows into `partial`, float32 sums a column, and return what deviations32 does.
+def _group_adder(*, is_shifted: bool):  # type: ignore[no-untyped-def]
+    """Return the function that folds GROUP_ROWS whole rows into `partial`, float32 sums a column.
 
+    It returns what deviations32 does; without `is_shifted` as if shift were 0, which spares a subtraction a value.
     `place` is (a, b) of the hash, one for a column. Both are done at once because either needs every value widened;
     rows are written out, since LLVM does not unroll them by itself. The float32 sums of a few groups add no more error
     than a float32 sketch has. Deviations are summed in float32 over two rows of a span, so sixteen times in a lane.
     """
-    a, b = place
-    k = partial.size
-    t1, t2, m1 = 0.0, 0.0, 0.0
-    start = 0
-    while start < k:
-        left = min(k - start, _SPAN)
-        end = start + (left // _LANES * _LANES if left > _LANES else left)
-        into, keys = partial[start:end], columns[start:end]
-        row0, row1 = raw[start:end], raw[k + start : k + end]
-        row2, row3 = raw[2 * k + start : 2 * k + end], raw[3 * k + start : 3 * k + end]
-        s1, s2, l1 = np.float32(0), np.float32(0), np.float32(0)
-        r1, r2, n1 = np.float32(0), np.float32(0), np.float32(0)
-        for i in range(end - start):
-            h = np.int32(np.int32(keys[i] * a) + b)
-            b0, b1 = widen(row0[i]), widen(row1[i])  # type: ignore[no-untyped-call]
-            b2, b3 = widen(row2[i]), widen(row3[i])  # type: ignore[no-untyped-call]
-            first = signed(b0, h) + signed(b1, np.int32(h << np.int32(1)))
-            second = signed(b2, np.int32(h << np.int32(2))) + signed(b3, np.int32(h << np.int32(3)))
-            into[i] += first + second
-            x0, x1, x2, x3 = float32(b0), float32(b1), float32(b2), float32(b3)
-            d0, d1, d2, d3 = x0 - shift, x1 - shift, x2 - shift, x3 - shift
-            s1 += d0 + d1
-            s2 += d0 * d0 + d1 * d1
-            l1 += abs(x0) + abs(x1)
-            r1 += d2 + d3
-            r2 += d2 * d2 + d3 * d3
-            n1 += abs(x2) + abs(x3)
-        t1 += np.float64(s1 + r1)
-        t2 += np.float64(s2 + r2)
-        m1 += np.float64(l1 + n1)
-        start = end
-    return t1, t2, m1
+
+    def add_group(raw, partial, columns, place, shift):  # type: ignore[no-untyped-def]
+        a, b = place
+        k = partial.size
+        t1, t2, m1 = 0.0, 0.0, 0.0
+        start = 0
+        while start < k:
+            left = min(k - start, _SPAN)
+            end = start + (left // _LANES * _LANES if left > _LANES else left)
+            into, keys = partial[start:end], columns[start:end]
+            row0, row1 = raw[start:end], raw[k + start : k + end]
+            row2, row3 = raw[2 * k + start : 2 * k + end], raw[3 * k + start : 3 * k + end]
+            s1, s2, l1 = np.float32(0), np.float32(0), np.float32(0)
+            r1, r2, n1 = np.float32(0), np.float32(0), np.float32(0)
+            for i in range(end - start):
+                h = np.int32(np.int32(keys[i] * a) + b)
+                b0, b1 = widen(row0[i]), widen(row1[i])  # type: ignore[no-untyped-call]
+                b2, b3 = widen(row2[i]), widen(row3[i])  # type: ignore[no-untyped-call]
+                first = signed(b0, h) + signed(b1, np.int32(h << np.int32(1)))
+                second = signed(b2, np.int32(h << np.int32(2))) + signed(b3, np.int32(h << np.int32(3)))
+                into[i] += first + second
+                x0, x1, x2, x3 = float32(b0), float32(b1), float32(b2), float32(b3)
+                d0, d1, d2, d3 = x0, x1, x2, x3
+                if is_shifted:  # known when this is compiled
+                    d0, d1, d2, d3 = x0 - shift, x1 - shift, x2 - shift, x3 - shift
+                s1 += d0 + d1
+                s2 += d0 * d0 + d1 * d1
+                l1 += abs(x0) + abs(x1)
+                r1 += d2 + d3
+                r2 += d2 * d2 + d3 * d3
+                n1 += abs(x2) + abs(x3)
+            t1 += np.float64(s1 + r1)
+            t2 += np.float64(s2 + r2)
+            m1 += np.float64(l1 + n1)
+            start = end
+        return t1, t2, m1
+
+    return jit(add_group)
+
+
+add_group = _group_adder(is_shifted=True)
+add_centred_group = _group_adder(is_shifted=False)
 
 
 @jit
