@@ -444,7 +444,7 @@ def test_the_window_names_the_snapshots_that_another_run_has_too(database: Datab
             ("longer", 2.5, b"same"),
         ):
             for step in (0, 5, 9):
-                facts = {"weight_norm": norm + step, "weights": weight_sketch(weights * 2)}
+                facts: dict[str, Any] = {"weight_norm": norm + step, "weights": weight_sketch(weights * 2)}
                 assert writer.add_snapshot(session, make_snapshot(step, run=run, **facts))
         writer.add_snapshot(session, make_snapshot(5, run="again", path="/data/gpt/checkpoint-5.pt", weight_norm=7.0))
         window = windows.window(session, "gpt", n_snapshots_max=9, now=5.0, reason="snapshot")
