@@ -206,7 +206,8 @@ def test_a_daemon_under_load_stops_within_ten_seconds_and_the_next_one_does_the_
     assert difference(state(world.database), calm_state(tmp_path, root, launcher, 40)) == []
 
 
-def test_the_program_needs_no_more_than_its_own_files(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_a_scan_opens_nothing_below_a_watched_directory_for_writing_and_locks_nothing(tmp_path: Path) -> None:
     strace = shutil.which("strace")
     if strace is None:
         pytest.skip("strace is not installed")

@@ -13,8 +13,8 @@ from tests.faults.launcher import Launcher
 
 pytestmark = pytest.mark.timeout(600)
 
-# Where most can go wrong: half a database, a snapshot without its alert, an alert sent and not marked.
-WORST = ("create.commit", "record.alerts", "record.done", "deliver.sent")
+# Where most can go wrong: a snapshot without its alert, an alert sent and not marked.
+WORST = ("record.alerts", "deliver.sent")
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +26,10 @@ def launcher() -> Iterator[Launcher]:
 def test_after_kills_where_most_can_go_wrong_all_is_as_if_nothing_had_happened(
     tmp_path: Path, launcher: Launcher
 ) -> None:
-    outcome = chain(tmp_path, launcher, places=WORST, n_random=2, seed=7)
+    outcome = chain(tmp_path, launcher, places=WORST, n_random=1, seed=7)
     assert outcome.wrong == []
     assert outcome.n_messages > 0
-    assert outcome.n_kills.total() == len(WORST) + 2
+    assert outcome.n_kills.total() == len(WORST) + 1
 
 
 @pytest.mark.slow

@@ -182,6 +182,7 @@ def test_a_kill_while_a_database_is_set_aside_leaves_it_beside_the_new_one(path:
     assert [p.read_bytes() for p in path.parent.glob("*.corrupt-*")] == [before]
 
 
+@pytest.mark.slow
 def test_a_running_daemon_fills_a_new_database_when_the_old_one_is_replaced_or_removed_under_it(tmp_path: Path) -> None:
     root = tmp_path / "run"
     root.mkdir()
