@@ -330,6 +330,8 @@ def worker_environment(environment: Mapping[str, str]) -> dict[str, str]:
         "CUDA_VISIBLE_DEVICES": "",
         "HDF5_USE_FILE_LOCKING": "FALSE",
         "LANG": "C.UTF-8",
+        # Else glibc keeps what it frees below 32 MiB: an unpacked chunk for every thread of the library that unpacks.
+        "MALLOC_MMAP_THRESHOLD_": str(4 * 2**20),
         "MKL_NUM_THREADS": "1",
         "NUMBA_NUM_THREADS": "1",
         "OMP_NUM_THREADS": "1",

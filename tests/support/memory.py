@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+from monitor.measure.workers import worker_environment
 from storage.records import ProblemKind
 from tests.support.frameworks import FRAMEWORKS
 
@@ -49,6 +51,7 @@ def _measured(path: Path) -> tuple[str, int]:
     done = subprocess.run(
         [sys.executable, "-c", _MEASURE, str(path), *sorted(FRAMEWORKS)],
         cwd=_ROOT,
+        env=worker_environment(os.environ),
         capture_output=True,
         text=True,
         timeout=_SECONDS_MAX,

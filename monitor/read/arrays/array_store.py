@@ -19,8 +19,9 @@ from monitor.read.dtypes import DTYPES
 from monitor.read.naming import printable
 from monitor.read.reader import Chunk, CorruptError, IncompleteError, UnsupportedError
 
-_CHUNK_BYTES_MAX = 48 * 2**20  # unpacked
-_CACHE_BYTES = 64 * 2**20  # of unpacked chunks, with what the library needs to keep them
+# One chunk lies in the cache while the next one is unpacked; with the kernels beside them a worker stays below 250 MiB.
+_CHUNK_BYTES_MAX = 24 * 2**20  # unpacked
+_CACHE_BYTES = 40 * 2**20  # of unpacked chunks, with what the library needs to keep them
 # Of what is not there, in the words of the library, to which a missing file of a database is an empty one.
 _MISSING = ("NOT_FOUND", "does not exist", "has size of 0 bytes", "Truncated")
 _ZARR_DTYPES = {"bool": "bool", "half": "float16"}

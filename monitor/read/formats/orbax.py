@@ -93,7 +93,7 @@ class OrbaxReader:
         ),
         limits=(
             (
-                "chunks of more than 48 MiB unpacked are a tensor's `problem`; `chunk_byte_size` of Orbax's save "
+                "chunks of more than 24 MiB unpacked are a tensor's `problem`; `chunk_byte_size` of Orbax's save "
                 "arguments bounds them"
             ),
         ),
