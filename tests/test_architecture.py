@@ -38,6 +38,7 @@ SUPERVISORS = {
     "alerts/registry.py:_load_entry": "code of others may fail in any way when it is imported",
     "alerts/delivery.py:Delivery._run": "one bad turn must not end a lane",
     "alerts/delivery.py:_call": "one broken notifier must not stop its lane",
+    "monitor/protect/protector.py:Protector._run": "one checkpoint that cannot be protected must not end the thread",
     "monitor/show/push/pusher.py:Pusher._attempt": "one failed export must not end the exports",
 }
 
