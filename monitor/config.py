@@ -223,7 +223,7 @@ class _Sources(BaseSettings):
 
 
 def load(path: Path | None, overrides: Mapping[str, Mapping[str, Any]] | None = None) -> Config:
-    """Read, merge and check; `overrides` come from the command line by section. Raises ConfigError with all problems."""
+    """Read, merge, check; `overrides` come from the command line by section. Raises ConfigError with all problems."""
     document = _read_yaml(path) if path is not None else {}
     merged = _merge(document, overrides or {})
     problems: list[ConfigProblem] = _environment_problems()

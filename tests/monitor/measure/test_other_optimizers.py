@@ -202,7 +202,9 @@ def test_scikit_learns_sgd_solver_keeps_the_rate_in_its_velocities(tmp_path: Pat
     x = rng.normal(size=(200, 8))
     estimates = []
     for rate in (1e-3, 4e-3):
-        model = MLPRegressor(hidden_layer_sizes=(16,), solver="sgd", learning_rate_init=rate, max_iter=3, random_state=0)
+        model = MLPRegressor(
+            hidden_layer_sizes=(16,), solver="sgd", learning_rate_init=rate, max_iter=3, random_state=0
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             model.fit(x, x[:, 0])
