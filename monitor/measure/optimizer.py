@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 
 from monitor.measure.other_optimizers import other_estimate
 from monitor.read.naming import ASSUMED_BETA2
 from storage.records import GradientEstimate, TensorSummary
 
 _STATE = re.compile(r"^(?P<optimizer>optimizer(?:\.\d+)?)\.state\.(?P<key>.+)\.exp_avg_sq$")
+GROUPS_MAX = 1000
 _SLACK = 1e-5  # times S_old: what rounding can do; below minus that, the state was replaced
 
 
@@ -45,6 +47,7 @@ def adam_states(tensors: Iterable[TensorSummary], scalars: Mapping[str, float]) 
     `optimizer.state.<i>.step`); states without a step are left out, ties too.
     """
     by_name = {t.name: t for t in tensors}
+    agreed = cache(lambda optimizer: _agreed_beta2(optimizer, scalars))  # asked once, not for every state
     found: list[AdamState] = []
     for tensor in by_name.values():
         match = _STATE.match(tensor.name)
@@ -57,7 +60,8 @@ def adam_states(tensors: Iterable[TensorSummary], scalars: Mapping[str, float]) 
         total = tensor.norm_l1 if tensor.n_elements else 0.0
         if tensor.n_nonfinite or (tensor.min is not None and tensor.min < 0.0):
             total = None
-        beta2 = _beta2(match["optimizer"], match["key"], scalars)
+        optimizer, key = match["optimizer"], match["key"]
+        beta2 = agreed(optimizer) if not key.isdecimal() else _beta2_of_group(optimizer, int(key), scalars, agreed)
         found.append(AdamState(name=prefix, second_moment=total, step=step, beta2=beta2))
     return tuple(found)
 
@@ -70,24 +74,25 @@ def _step(name: str, by_name: Mapping[str, TensorSummary], scalars: Mapping[str,
     return int(value) if value is not None and value >= 0.0 and value == math.floor(value) else None
 
 
-def _beta2(optimizer: str, key: str, scalars: Mapping[str, float]) -> float | None:
-    """Return the beta2 of the parameter group that holds state `key`: torch numbers parameters group after group."""
+def _beta2_of_group(
+    optimizer: str, index: int, scalars: Mapping[str, float], agreed: Callable[[str], float | None]
+) -> float | None:
+    """Return the beta2 of the parameter group that holds state `index`: torch numbers parameters group after group."""
     groups = f"{optimizer}.param_groups"
-    lengths: list[float] = []
-    while (length := scalars.get(f"{groups}.{len(lengths)}.params.length")) is not None:
-        lengths.append(length)
-    group: int | None = None
-    if key.isdecimal() and lengths:
-        index = int(key)
-        for number, length in enumerate(lengths):
-            if index < length:
-                group = number
-                break
-            index -= int(length)
-    else:  # named states: the groups must agree
-        values = {b for g in range(1000) if (b := _valid(scalars.get(f"{groups}.{g}.betas.1"))) is not None}
-        return values.pop() if len(values) == 1 else None
-    return None if group is None else _valid(scalars.get(f"{groups}.{group}.betas.1"))
+    number = 0
+    while (length := scalars.get(f"{groups}.{number}.params.length")) is not None:
+        if index < length:
+            return _valid(scalars.get(f"{groups}.{number}.betas.1"))
+        index -= int(length)
+        number += 1
+    return None if number else agreed(optimizer)
+
+
+def _agreed_beta2(optimizer: str, scalars: Mapping[str, float]) -> float | None:
+    """Return the beta2 of all parameter groups where they agree, None otherwise; for states that have names."""
+    groups = f"{optimizer}.param_groups"
+    values = {b for g in range(GROUPS_MAX) if (b := _valid(scalars.get(f"{groups}.{g}.betas.1"))) is not None}
+    return values.pop() if len(values) == 1 else None
 
 
 def _valid(beta2: float | None) -> float | None:
