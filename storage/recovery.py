@@ -21,13 +21,22 @@ from typing import Final
 
 from storage import sqlite
 from storage.database import Database, move_aside, open_database, parse_url
-from storage.errors import CorruptDatabaseError, DatabaseErrorKind, DatabaseLockedError, display_url, make_error
+from storage.errors import (
+    CorruptDatabaseError,
+    DatabaseError,
+    DatabaseErrorKind,
+    DatabaseLockedError,
+    ForeignDatabaseError,
+    display_url,
+    make_error,
+)
 
 LOCK_SUFFIX: Final = ".lock"
 ASIDE_SUFFIX: Final = ".corrupt-"
 ASIDE_FILES_MAX: Final = 8  # then the disk, not the file, is what is broken
 CHECK_BYTES_MAX: Final = 8 * 2**30  # checking reads all of the file, a gigabyte in a few seconds
 _LOCK_BYTES_MAX: Final = 64
+_SQLITE_HEAD: Final = b"SQLite format 3\0"
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +75,7 @@ def open_for_recording(url: str, *, now: float, is_damaged: bool = False) -> Rec
     if address.get_backend_name() != "sqlite":
         return Recording(open_database(url), None, None)
     path = Path(str(address.database))
+    is_ours = _is_ours(path)
     lock = _take(path, display_url(address))
     try:
         reason = "it was found to be damaged while it was in use" if is_damaged and path.exists() else None
@@ -73,11 +83,36 @@ def open_for_recording(url: str, *, now: float, is_damaged: bool = False) -> Rec
             opened, reason = _open_sound(url, path, checked=lock.was_left)
             if opened is not None:
                 return Recording(opened, lock, None)
+            if not is_ours:
+                raise _foreign(path, display_url(address))
         aside = _set_aside(url, path, now, reason)
         return Recording(open_database(url), lock, SetAside(path=aside, reason=reason))
     except BaseException:
         lock.release(sound=not lock.was_left)
+        if not is_ours:
+            with suppress(OSError):  # or the next start would take a stranger's file for ours
+                os.unlink(str(path) + LOCK_SUFFIX)
         raise
+
+
+def _is_ours(path: Path) -> bool:
+    """Say whether a file may be set aside: it is SQLite's, or a daemon has recorded beside it, or there is none yet.
+
+    Anything else is a file that somebody named by mistake, and is left where it is.
+    """
+    if Path(str(path) + LOCK_SUFFIX).exists():
+        return True
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_SQLITE_HEAD)) in {b"", _SQLITE_HEAD}
+    except OSError:
+        return True  # opening it says what is wrong
+
+
+def _foreign(path: Path, where: str) -> DatabaseError:
+    return ForeignDatabaseError(
+        f"database {where}: {path.name} is no SQLite database and was never one of ckptwatch; name another with --db"
+    )
 
 
 def newest_set_aside(url: str) -> float | None:

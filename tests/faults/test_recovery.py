@@ -65,7 +65,7 @@ def aside(path: Path) -> list[str]:
 
 
 def no_database(path: Path) -> None:
-    path.write_bytes(b"this is a letter, not a database" * 40)
+    path.write_bytes(b"SQLite format 3\0" + b"and then a letter, not a database" * 40)
 
 
 def cut_off(path: Path) -> None:

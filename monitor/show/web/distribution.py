@@ -108,8 +108,10 @@ def ridgeline(moments: Sequence[TensorMoment]) -> Ridgeline | None:
     low, high = _stretched(real_low, usual), _stretched(real_high, usual)
     if not math.isfinite(high - low):  # near the largest double
         return None
-    if low == high:
+    if not math.isfinite(RIDGE_CELLS / (high - low) if high > low else math.inf):  # one value, or all but one
         low, high = low - (abs(low) or 1.0) / 2, high + (abs(high) or 1.0) / 2
+    if not math.isfinite(RIDGE_CELLS / (high - low)):  # below the smallest normal double
+        low, high = low - 0.5, high + 0.5
     return Ridgeline(
         ridges=tuple(
             Ridge(

@@ -11,8 +11,9 @@ from monitor.cli import COMMANDS
 from tests.monitor.commands.conftest import Cli
 from tests.support.daemons import ckptwatch
 
-LEAVES = [[name] for name in COMMANDS if name not in {"config", "notify", "rules"}]
+LEAVES = [[name] for name in COMMANDS if name not in {"config", "db", "notify", "rules"}]
 LEAVES += [["config", "check"], ["config", "show"], ["notify", "test"], ["rules", "test"]]
+LEAVES += [["db", "copy"], ["db", "upgrade"]]
 
 
 @pytest.mark.parametrize("command", LEAVES, ids=" ".join)

@@ -160,6 +160,8 @@ def test_run_with_a_database_that_cannot_be_opened_ends_with_4_and_one_line(tmp_
     assert ended.returncode == 4
     assert ended.stderr.strip().splitlines()[-1].startswith("ckptwatch: ")
     assert "Traceback" not in ended.stderr
+    assert (tmp_path / "x.db").read_bytes() == b"this is no database" * 100  # somebody's file, named by mistake
+    assert [path.name for path in tmp_path.iterdir()] == ["x.db"]
 
 
 def _demo(tmp_path: Path, **environment: str) -> str:

@@ -119,7 +119,8 @@ def test_last_good_prints_one_path_fit_for_a_shell(cli: Cli, stored: Stored) -> 
     ended = cli("last-good", "runs/bad", "--db", stored.database)
     assert (ended.code, ended.out, ended.err) == (0, f"{stored.root / 'bad' / 'step-20.npz'}\n", "")
     document = cli("last-good", "runs/bad", "--db", stored.database, "--json").document
-    assert document == {"run": "runs/bad", "step": 20, "path": str(stored.root / "bad" / "step-20.npz")}
+    good = {"run": "runs/bad", "step": 20, "path": str(stored.root / "bad" / "step-20.npz"), "protected": False}
+    assert document == good
 
 
 def test_last_good_names_no_checkpoint_that_is_gone_or_was_rewritten(cli: Cli, stored: Stored, tmp_path: Path) -> None:
