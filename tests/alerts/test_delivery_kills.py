@@ -70,6 +70,7 @@ def enqueue(database: Database, n: int) -> str:
     return key
 
 
+@pytest.mark.slow  # the short tier kills whole daemons
 def test_twenty_kills_before_a_flaky_receiver_lose_nothing_and_double_no_more_than_the_kills(
     database: Database, tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ LOOP = REPOSITORY / "tests" / "e2e" / "keras_loop.py"
 FORMATS = {"weights": "hdf5", "keras": "keras", "manager": "tf_checkpoint"}
 
 
-@pytest.mark.parametrize("mode", list(FORMATS))
+@pytest.mark.parametrize("mode", [pytest.param("weights", marks=pytest.mark.slow), "keras", "manager"])
 def test_every_settled_checkpoint_is_recorded_once_and_the_training_sees_no_error(tmp_path: Path, mode: str) -> None:
     recorded = train_beside_daemon(tmp_path, "net", LOOP, mode, Plan(n_saves=4, n_hasty=3))
     for record in recorded:
